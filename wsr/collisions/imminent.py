@@ -1,0 +1,52 @@
+"""All neighbours that would collide merge at once, round after round: ImminentCollisions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsr.exact_sums import ExactSums, Mean, separated
+
+
+def imminent_collisions(z: Tensor) -> Tensor:
+    """Return the heads of the clusters, by merging all clusters that would meet their neighbour.
+
+    If the mean end point of a cluster is not smaller than that of the next one, the two collide,
+    whatever else happens.  All such pairs merge at once, until there are none.
+
+    Parameters
+    ----------
+    z : Tensor
+        Shape (..., d): the free end points of sorted particles, finite.
+
+    Returns
+    -------
+    Tensor
+        bool, shape (..., d): True at the first particle of each cluster.
+
+    Notes
+    -----
+    Each round has constant depth, work proportional to the clusters that are left, and one host
+    synchronisation.  There are few rounds while little is shared, but up to d - 1.
+    Shakerinava et al. (2024), arXiv 2311.03096.
+
+    Examples
+    --------
+    >>> import torch, wsr
+    >>> wsr.ALGORITHMS["imminent_collisions"](torch.tensor([2.0, 0.0, 1.0, 3.0]))
+    tensor([ True, False, False,  True])
+    """
+    d = z.shape[-1]
+    scale = F.pad(z.abs(), (1, 0)).amax(-1, keepdim=True)
+    sums = ExactSums(z.flatten(), scale.expand_as(z).flatten())
+    last = torch.tensor([z.numel()], device=z.device)
+    begin = torch.arange(z.numel(), device=z.device)  # of each cluster, one row after another
+    while True:
+        mean = sums.mean(begin, torch.cat([begin[1:], last]))
+        before = Mean(*(part.roll(1) for part in mean))
+        imminent = before.at_least(mean) & (begin % max(d, 1) != 0)
+        if not imminent.any():
+            break
+        begin = begin[~imminent]
+    heads = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
+    heads[begin] = True
+    return heads.view(z.shape) | separated(z)

@@ -1,0 +1,124 @@
+"""How are sums made exact?
+
+A float is an integer times a power of two.  Write every value of a row on one common grid, 62
+bits below the largest of them, as two 31-bit limbs: sums are then sums of int64, which are exact
+in any order.  So the prefix sums neither lose digits nor depend on how a device adds, two means
+can be compared without rounding, and all algorithms see the same ties.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LIMB = 31
+LIMB_MASK = 2**LIMB - 1
+
+
+class Mean(NamedTuple):
+    """The exact mean ``whole + remainder / size`` in units of the grid, 0 <= remainder < size."""
+
+    whole: Tensor
+    remainder: Tensor
+    size: Tensor
+
+    def at_least(self, other: "Mean") -> Tensor:
+        """Return where this mean is greater than or equal to the other."""
+        not_below = self.remainder * other.size >= other.remainder * self.size
+        return (self.whole > other.whole) | (self.whole.eq(other.whole) & not_below)
+
+    def last_minimum(self) -> Tensor:
+        """Return the index of the last of the least means along the last dimension."""
+        fraction = self.remainder / self.size.double()
+        lowest = self.whole == self.whole.amin(-1, keepdim=True)
+        fraction = torch.where(lowest, fraction, 1.0)
+        least = fraction == fraction.amin(-1, keepdim=True)
+        index = torch.arange(least.shape[-1], device=least.device)
+        return torch.where(least, index, -1).amax(-1)
+
+
+class ExactSums:
+    """Exact sums and means over ranges of the last dimension of a finite float tensor.
+
+    ``scale`` gives the magnitudes that fix the grid, broadcastable to ``values``: by default the
+    largest of each row.  Values that are never summed together may differ in scale.
+    """
+
+    def __init__(self, values: Tensor, scale: Tensor | None = None) -> None:
+        values = values.double()
+        if scale is None:
+            scale = F.pad(values.abs(), (1, 0)).amax(-1, keepdim=True)
+        self.exponent = torch.frexp(scale).exponent.long()
+        scaled = times_power_of_two(values, LIMB - self.exponent)
+        high = scaled.round()
+        low = ((scaled - high) * 2.0**LIMB).round()
+        self.high = F.pad(high.long().cumsum(-1), (1, 0))
+        self.low = F.pad(low.long().cumsum(-1), (1, 0))
+
+    def total(self, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over ``begin <= k < end`` as limbs: high * 2^31 + low."""
+        return _between(self.high, begin, end), _between(self.low, begin, end)
+
+    def mean(self, begin: Tensor, end: Tensor) -> Mean:
+        """Return the mean over ``begin <= k < end``: a long division of the limbs."""
+        count = end - begin
+        high, low = self.total(begin, end)
+        whole = high.div(count, rounding_mode="floor")
+        carried = ((high - whole * count) << LIMB) + low
+        digit = carried.div(count, rounding_mode="floor")
+        return Mean((whole << LIMB) + digit, carried - digit * count, count)
+
+    def at_most(self, begin: Tensor, middle: Tensor, end: Tensor, a: Mean, b: Mean) -> Tensor:
+        """Return where the sum is at most what means of a before middle, b behind it, would give.
+
+        Exactly: sum(begin..end) <= (middle - begin) * a + (end - middle) * b.
+        """
+        high, low = self.total(begin, end)
+        fractions = []
+        for n, mean in ((middle - begin, a), (end - middle, b)):
+            remainder = n * mean.remainder
+            carry = remainder.div(mean.size, rounding_mode="floor")
+            fractions.append(remainder - carry * mean.size)
+            high = high - n * (mean.whole >> LIMB)
+            low = low - n * (mean.whole & LIMB_MASK) - carry
+        # What is left to compare is an integer and the sum of two proper fractions.
+        room = fractions[0] * b.size + fractions[1] * a.size >= a.size * b.size
+        high = high + (low >> LIMB)
+        low = low & LIMB_MASK
+        return (high < 0) | (high.eq(0) & (low <= room.long()))
+
+    def float_mean(self, begin: Tensor, end: Tensor) -> Tensor:
+        """Return the mean over ``begin <= k < end`` in float64."""
+        mean = self.mean(begin, end)
+        value = mean.whole.double() + mean.remainder / mean.size.double()
+        return times_power_of_two(value, self.exponent - 2 * LIMB)
+
+
+def _between(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Return prefix[..., end] - prefix[..., begin] for indices with any dimensions behind."""
+    shape = torch.broadcast_shapes(begin.shape, end.shape)
+    begin, end = (index.expand(shape).flatten(prefix.ndim - 1) for index in (begin, end))
+    return (prefix.gather(-1, end) - prefix.gather(-1, begin)).view(shape)
+
+
+def times_power_of_two(values: Tensor, exponent: Tensor) -> Tensor:
+    """Return values * 2**exponent for |exponent| <= 2044, without overflow on the way."""
+    half = exponent >> 1
+    return values * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def separated(z: Tensor) -> Tensor:
+    """Return True at each k for which everything before k is less than everything from k on.
+
+    There a cluster begins whatever the sums are.  It matters where the grid cannot tell apart two
+    values that are both tiny beside the largest of their row.
+    """
+    heads = torch.ones(z.shape, dtype=torch.bool, device=z.device)
+    behind = z.flip(-1).cummin(-1).values.flip(-1)
+    heads[..., 1:] = z.cummax(-1).values[..., :-1] < behind[..., 1:]
+    return heads

@@ -1,0 +1,120 @@
+"""The front door: from weights to weights."""
+
+import torch
+from torch import Tensor
+
+from wsr.arguments import Dim, Groups, check_fraction, check_strength, check_weights
+from wsr.collisions import ALGORITHMS, Algorithm
+from wsr.particles import average, bounds, free_end_points, unsort, velocity
+
+
+def prox(
+    w: Tensor,
+    lambd: float | Tensor,
+    *,
+    l1: float | Tensor = 0.0,
+    rho: float = 0.0,
+    dim: Dim = None,
+    algorithm: str = "auto",
+) -> Tensor:
+    r"""Return the proximal mapping of the weight-sharing penalty, and of l1 after it.
+
+    .. math:: \operatorname*{argmin}_u \;
+              \tfrac12 \|u - w\|^2 + \lambda R(u) + \ell_1 \|u\|_1,
+              \qquad R(u) = \frac{1}{d-1} \sum_{i > j} |u_i - u_j|
+
+    Parameters
+    ----------
+    w : Tensor
+        The weights, of any shape and strides; float16, bfloat16, float32 or float64.  They are
+        not changed.
+    lambd : float or 0-dim Tensor
+        Strength of the sharing, in units of w: the fastest weight moves by at most lambd.  In
+        proximal gradient descent it is the learning rate times the strength in the objective.
+        A group of one weight does not feel it.
+    l1 : float or 0-dim Tensor
+        Strength of the l1 penalty, in units of w.
+    rho : float
+        Relaxation, in [0, 1].  The clusters are those of the full ``lambd`` and the zeros those
+        of the full ``l1``, but each cluster moves from the mean of its members by (1 - rho) of
+        its displacement only.  0 is the proximal mapping; 1 ties without moving.
+    dim : int or tuple of int, optional
+        The groups, as in :func:`wsr.penalty`: each remaining index is a problem of its own, all
+        solved in one batch.
+    algorithm : str
+        A name in :data:`wsr.ALGORITHMS`, or ``"auto"``.  All give the same result.
+
+    Returns
+    -------
+    Tensor
+        A new tensor with the shape, dtype and device of ``w``.  Equal weights stay equal, the
+        members of a cluster are bitwise equal, and clusters that l1 removes are +0.0.  A group
+        with a NaN or an infinity comes back all NaN, and so does everything if ``lambd`` or
+        ``l1`` is a tensor on an accelerator with a bad value.
+
+    Raises
+    ------
+    TypeError
+        If ``w`` is not a tensor of one of these dtypes, or a strength not a number.
+    ValueError
+        If ``lambd`` or ``l1`` is negative or not finite, ``rho`` outside [0, 1], the algorithm
+        unknown, ``dim`` bad, or a group larger than 2^31 - 1.
+
+    Notes
+    -----
+    Costs O(d log d).  Differentiable: d/dw averages over each cluster (zero where l1 removed it),
+    d/dlambd is the velocity of the cluster, d/dl1 is -sign; where the clusters change, these are
+    the derivatives of one side.  Derived in the chapter *The proximal mapping*; Theorem 4 of
+    Shakerinava et al. (2024), arXiv 2311.03096.
+
+    Examples
+    --------
+    >>> import torch, wsr
+    >>> w = torch.tensor([0.0, 1.0, 8.0])
+    >>> wsr.prox(w, 2.0)
+    tensor([1.5000, 1.5000, 6.0000])
+    >>> wsr.prox(w, 2.0, l1=2.0)
+    tensor([0., 0., 4.])
+    >>> wsr.prox(w, 2.0, rho=1.0)
+    tensor([0.5000, 0.5000, 8.0000])
+    """
+    check_weights("w", w)
+    check_strength("lambd", lambd)
+    check_strength("l1", l1)
+    check_fraction("rho", rho)
+    groups = Groups(w.shape, dim)
+    find_heads = _algorithm(algorithm, w.device)
+    if w.numel() == 0:
+        return w.clone()
+    lambd, l1 = (s.double() if isinstance(s, Tensor) else float(s) for s in (lambd, l1))
+
+    rows = groups.rows(w)
+    valid = (rows * 0 + lambd * 0 + l1 * 0 == 0).all(-1, keepdim=True) & (lambd >= 0) & (l1 >= 0)
+    x, order = torch.where(valid, rows, 0).sort(dim=-1)
+    x = x.double()
+    heads = find_heads(free_end_points(x.detach(), _detached(lambd)))
+    mean_x = average(x, heads)
+    mean_v = lambd * velocity(*bounds(heads), groups.size)
+    position = _in_order(mean_x + mean_v)
+    shrunk = torch.lerp(position - l1 * position.sign(), mean_x, rho)
+    moved = torch.where(position.abs() < l1, 0.0, shrunk)
+    return groups.restore(torch.where(valid, unsort(moved, order), torch.nan).to(w.dtype))
+
+
+def _algorithm(name: str, device: torch.device) -> Algorithm:
+    if name == "auto":
+        name = "pool_adjacent_violators" if device.type == "cpu" else "bridges"
+    if name not in ALGORITHMS:
+        known = ", ".join(map(repr, ("auto", *ALGORITHMS)))
+        raise ValueError(f"algorithm must be one of {known}; got {name!r}")
+    return ALGORITHMS[name]
+
+
+def _detached(strength: float | Tensor) -> float | Tensor:
+    return strength.detach() if isinstance(strength, Tensor) else strength
+
+
+def _in_order(position: Tensor) -> Tensor:
+    """Undo what rounding may do to the order of clusters that nearly touch."""
+    ordered = position.detach().cummax(-1).values
+    return position + (ordered - position.detach())
