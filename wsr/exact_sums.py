@@ -85,8 +85,8 @@ class ExactSums:
         # What is left to compare is an integer and the sum of two proper fractions.
         room = fractions[0] * b.size + fractions[1] * a.size >= a.size * b.size
         high = high + (low >> LIMB)
-        low = low & LIMB_MASK
-        return (high < 0) | (high.eq(0) & (low <= room.long()))
+        fits: Tensor = (low & LIMB_MASK) <= room.long()
+        return (high < 0) | ((high == 0) & fits)
 
     def float_mean(self, begin: Tensor, end: Tensor) -> Tensor:
         """Return the mean over ``begin <= k < end`` in float64."""
@@ -97,7 +97,7 @@ class ExactSums:
 
 def _between(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     """Return prefix[..., end] - prefix[..., begin] for indices with any dimensions behind."""
-    shape = torch.broadcast_shapes(begin.shape, end.shape)
+    shape = (end - begin).shape
     begin, end = (index.expand(shape).flatten(prefix.ndim - 1) for index in (begin, end))
     return (prefix.gather(-1, end) - prefix.gather(-1, begin)).view(shape)
 
