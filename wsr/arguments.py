@@ -71,7 +71,7 @@ class Groups:
 
     def rows(self, w: Tensor) -> Tensor:
         """Return the weights as ``(*self.shape, self.size)``: one group a row."""
-        return w.permute(self._permutation).reshape(*self.shape, self.size)
+        return w.permute(self._permutation).reshape(*self.shape, self.size).contiguous()
 
     def restore(self, rows: Tensor) -> Tensor:
         """Return the rows to the shape that they came from."""

@@ -7,6 +7,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from wsr.arguments import Groups, check_fraction, check_strength
 from wsr.proximal_mapping import prox
@@ -87,7 +88,7 @@ class ProximalHandle:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._depth = 0
-        self._hooks = (
+        self._hooks: tuple[RemovableHandle, ...] = (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         )
@@ -95,9 +96,11 @@ class ProximalHandle:
 
     def remove(self) -> None:
         """Leave the optimizer as it was before; calling this again changes nothing."""
+        if self._hooks:
+            _proximal_optimizers.discard(self._optimizer)
         for hook in self._hooks:
             hook.remove()
-        _proximal_optimizers.discard(self._optimizer)
+        self._hooks = ()
 
     # A step that calls super().step() runs the hooks of both; the prox belongs after the outer one.
     # A step that was interrupted leaves its depth behind, which is then deeper than steps nest.
