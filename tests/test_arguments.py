@@ -61,8 +61,11 @@ def table(functions: dict[str, object]) -> pytest.MarkDecorator:
 )
 def test_weights(call: tuple[str, Callable[..., object]], bad: object, arrived: str) -> None:
     name, function = call
-    with pytest.raises(TypeError, match=rf"^{name} must .*got {re.escape(arrived)}$"):
+    with pytest.raises(TypeError, match=rf"^{name} must .*got {re.escape(arrived)}$") as caught:
         function(bad)
+    if isinstance(bad, Tensor):
+        known = "torch.float16, torch.bfloat16, torch.float32, torch.float64"
+        assert f"one of the dtypes {known};" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +129,10 @@ def test_rho(bad: object, error: type[Exception]) -> None:
 @table(TAKE_DIM)
 @pytest.mark.parametrize("bad", [2, -3, (0, 2), (0, 0), (0, -2), (), "0", 1.0, True, [0], (None,)])
 def test_dim(call: Callable[..., object], bad: object) -> None:
-    with pytest.raises(ValueError, match=rf"^dim must .*; got {re.escape(repr(bad))}$"):
+    with pytest.raises(ValueError, match=rf"^dim must .*; got {re.escape(repr(bad))}$") as caught:
         call(bad)
+    message = str(caught.value)
+    assert "in [-2, 1] for weights of 2 dimensions" in message or "each one once" in message
 
 
 def test_dim_of_a_single_weight() -> None:
@@ -159,6 +164,7 @@ def test_only_finite_weights_move() -> None:
 
 
 def test_groups_past_the_reach_of_int32_are_refused() -> None:
+    assert Groups(torch.Size([2**31 - 1]), None).size == 2**31 - 1
     # Expanded, so that it takes no memory.
     w = torch.zeros(1, dtype=torch.float16).expand(2**31)
     for function in (wsr.penalty, wsr.Sharing.of, lambda w: wsr.prox(w, 0.1)):

@@ -54,13 +54,13 @@ def penalty(w: Tensor, dim: Dim = None) -> Tensor:
     return (rank_coefficients(ascending) * ascending).sum(-1).to(w.dtype)
 
 
-@torch.no_grad()
 def rank_coefficients(ascending: Tensor) -> Tensor:
     """Return (number of smaller weights - number of larger weights) / (d - 1) along sorted rows.
 
     Of all subgradients of R this is the one of least norm: tied weights share their mean rank.
     """
     d = ascending.shape[-1]
+    ascending = ascending.detach()
     smaller = torch.searchsorted(ascending, ascending)
     not_larger = torch.searchsorted(ascending, ascending, right=True)
     return (smaller + not_larger - d).double() / max(d - 1, 1)
@@ -111,10 +111,9 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
 
 
 def _on(device: torch.device, *strengths: float | Tensor) -> list[Tensor]:
-    return [torch.as_tensor(value, dtype=torch.float64, device=device) for value in strengths]
+    return [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in strengths]
 
 
-@torch.no_grad()
 def duality_gap(
     u: Tensor, w: Tensor, lambd: float | Tensor, *, l1: float | Tensor = 0.0, dim: Dim = None
 ) -> Tensor:
@@ -172,7 +171,7 @@ def duality_gap(
     if u.shape != w.shape:
         raise ValueError(f"u must have the shape of w, {tuple(w.shape)}; got {tuple(u.shape)}")
     groups = Groups(w.shape, dim)
-    primal, given = groups.rows(u).double(), groups.rows(w).double()
+    primal, given = (groups.rows(v.detach()).double() for v in (u, w))
     if groups.size == 0:
         return primal.sum(-1)
     valid = (primal.isfinite() & given.isfinite()).all(-1)
