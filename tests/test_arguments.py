@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import wsr
+from wsr.arguments import Groups
 from wsr.regularizer import gauge
 
 W = torch.ones(2, 3)
