@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
@@ -39,7 +40,7 @@ def data(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MIRROR", "http://127.0.0.1:9/")
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(module.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.delenv("WSR_DATA", raising=False)
     return module
 

@@ -110,6 +110,8 @@ def test_the_gauge_is_the_strength_that_ties_all(device: torch.device, w: list[f
         ([0.0, 0.0, 1.0], 1.0, 0.0, math.inf),
         ([0.0, 0.0, 0.0], 0.0, 0.0, 0.0),
         ([5.0], 1.0, 2.0, 2.5),
+        ([-3.0, 3.0], 1.0, 0.0, 3.0),
+        ([-3.0, 3.0], 1.0, 2.0, 1.0),
     ],
 )
 def test_gauge(s: list[float], lambd: float, l1: float, expected: float) -> None:

@@ -55,6 +55,9 @@ def test_interpolates(w: list[float], lambd: float) -> None:
     scale = max(map(abs, w)) + lambd
     assert torch.equal(motion.at(0.0), x)
     assert torch.equal(motion.at(1.0), motion.positions[-1])
+    middle = (motion.times[0] + motion.times[1]).item() / 2
+    half_way = (motion.positions[0] + motion.positions[1]) / 2
+    torch.testing.assert_close(motion.at(middle), half_way, rtol=0, atol=1e-13 * scale)
     for t in (0.25, 0.5):
         torch.testing.assert_close(motion.at(t), wsr.prox(x, t * lambd), rtol=0, atol=1e-13 * scale)
 
@@ -79,6 +82,12 @@ def test_meetings_at_one_moment_are_one_event() -> None:
     assert motion.times.tolist() == [0, 0.5, 1]
     assert motion.labels[1].tolist() == [0, 0, 0]
     assert wsr.simulate(torch.tensor([0.0, 1.0, 10.0, 11.0]), 3.0).times.shape == (3,)
+
+
+def test_equal_weights_are_tied_from_the_start_even_at_rest() -> None:
+    motion = wsr.simulate(torch.tensor([0.0, 1.0, 0.0]), 0.0)
+    assert motion.times.tolist() == [0, 1]
+    assert motion.labels.tolist() == [[0, 1, 0]] * 2
 
 
 @pytest.mark.parametrize("d", [0, 1])

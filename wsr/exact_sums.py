@@ -118,7 +118,7 @@ def separated(z: Tensor) -> Tensor:
     There a cluster begins whatever the sums are.  It matters where the grid cannot tell apart two
     values that are both tiny beside the largest of their row.
     """
-    heads = torch.ones(z.shape, dtype=torch.bool, device=z.device)
+    heads = torch.ones_like(z, dtype=torch.bool)
     behind = z.flip(-1).cummin(-1).values.flip(-1)
     heads[..., 1:] = z.cummax(-1).values[..., :-1] < behind[..., 1:]
     return heads

@@ -142,10 +142,10 @@ def _shared_parameters(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str,
 
 
 def _check_groups(optimizer: Optimizer) -> None:
+    checks = {"lambd": check_strength, "l1": check_strength, "rho": check_fraction}
     for group in optimizer.param_groups:
-        check_strength("lambd", group.get("lambd", 0.0))
-        check_strength("l1", group.get("l1", 0.0))
-        check_fraction("rho", group.get("rho", 0.0))
+        for key in checks.keys() & group.keys():
+            checks[key](key, group[key])
     for p, strengths in _shared_parameters(optimizer):
         check_strength("lr * lambd", strengths["lambd"])
         check_strength("lr * l1", strengths["l1"])

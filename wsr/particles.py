@@ -164,7 +164,7 @@ def simulate(w: Tensor, lambd: float) -> Trajectory:
         raise ValueError(f"w must be one-dimensional; got shape {tuple(w.shape)}")
     if not w.isfinite().all():
         raise ValueError("w must be finite; got a NaN or an infinity")
-    x, order = w.detach().double().cpu().sort(stable=True)
+    x, order = w.detach().double().cpu().sort()
     line = _Line(x.tolist(), float(lambd))
     snapshots = [line.snapshot(0.0)]
     times = [0.0]

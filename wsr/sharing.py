@@ -58,14 +58,14 @@ class Sharing:
         check_weights("w", w)
         groups = Groups(w.shape, dim)
         x, order = groups.rows(w.detach()).sort(dim=-1)
-        heads = torch.ones(x.shape, dtype=torch.bool, device=x.device)
+        heads = torch.ones_like(x, dtype=torch.bool)
         heads[..., 1:] = x[..., 1:] != x[..., :-1]
         label = heads.flatten().cumsum(0).view(x.shape) - 1
         values = x[heads]
         return cls(
             labels=groups.restore(unsort(label, order)),
             values=values,
-            counts=torch.bincount(label.flatten(), minlength=len(values)),
+            counts=torch.bincount(label.flatten()),
         )
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Sharing:
                 f"w must have the shape {tuple(self.labels.shape)}; got {tuple(w.shape)}"
             )
         order = self.labels.flatten().argsort(stable=True)
-        heads = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+        heads = torch.zeros_like(order, dtype=torch.bool)
         heads[self.counts.cumsum(0) - self.counts] = True
         means = average(w.flatten().gather(0, order).double(), heads)
         return unsort(means, order).view(w.shape).to(w.dtype)

@@ -25,14 +25,14 @@ def merge_tree(z: Tensor, find_bridge: Bridge) -> Tensor:
     """
     d = z.shape[-1]
     if d == 0:
-        return torch.ones(z.shape, dtype=torch.bool, device=z.device)
+        return torch.ones_like(z, dtype=torch.bool)
     levels = (d - 1).bit_length()
     # A last range that is not full is filled with copies of the largest value: they change no
     # mean but that of a cluster to which all of them belong, at the right end.
     fill = z.amax(-1, keepdim=True).expand(*z.shape[:-1], 2**levels - d)
     filled = torch.cat([z, fill], dim=-1)
     sums = ExactSums(filled)
-    heads = torch.ones(filled.shape, dtype=torch.bool, device=z.device)
+    heads = torch.ones_like(filled, dtype=torch.bool)
     for level in range(levels):
         half = 2**level
         middle = torch.arange(half, 2**levels, 2 * half, device=z.device)
