@@ -1,0 +1,51 @@
+# The Python that makes the environment: `make test PYTHON=/path/to/python3.12` picks another.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BOOK := _build/html/index.html
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help test lint book check-book lab gpu clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("wsr needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	touch $@
+
+test: $(INSTALLED)  ## run every test and doctest, except those of the built book
+	$(BIN)/python -m pytest --ignore=tests/book
+
+lint: $(INSTALLED)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Sphinx does not read an unchanged page again, so after a failure its record of pages is dropped:
+# otherwise the next build would not repeat the warning, and pass. Executed notebooks stay cached.
+book: $(INSTALLED)  ## execute the chapters and render the book; warnings are errors
+	$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	@echo "The book is at $(CURDIR)/$(BOOK)"
+
+check-book: $(INSTALLED)  ## test the rendered book: links, alt texts, downloads, a real browser
+	$(BIN)/python -m pytest tests/book
+
+# The setting, inside this environment only, has a click on a chapter open it as a notebook.
+lab: $(INSTALLED)  ## open JupyterLab with the chapters as notebooks
+	$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json set-default-viewer markdown myst
+	$(BIN)/jupyter lab book
+
+# The environment above holds whatever build of torch pip found; a GPU machine has its own. Left out
+# is what needs cvxpy or pooch, which such a machine may lack, and what the GPU does not concern.
+gpu: PYTHON := $(shell command -v python3)
+gpu:  ## run the tests on a GPU with the machine's own python3 (or PYTHON=...), which has torch with CUDA
+	$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch sees no GPU")'
+	$(PYTHON) -m pytest tests wsr --device cuda --ignore=tests/book --ignore=tests/test_cvxpy.py --ignore=tests/test_data.py
+
+clean:  ## remove the built book and the caches (the environment stays)
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
