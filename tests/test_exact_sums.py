@@ -61,6 +61,16 @@ def test_comparisons_are_exact(values: list[float]) -> None:
     assert mean.last_minimum().item() == last
 
 
+def test_fractions_that_float64_cannot_tell_apart() -> None:
+    a, b = 2**30 + 1, 2**30 - 1
+    assert (a - 2) / a == (b - 2) / b
+    whole = torch.zeros(4, dtype=torch.int64)
+    mean = Mean(whole, torch.tensor([a, a, b, a]) - 2, torch.tensor([a, a, b, a]))
+    assert mean.last_minimum().item() == 2
+    assert mean.at_least(Mean(*(part[2] for part in mean))).tolist() == [True] * 4
+    assert Mean(*(part[2] for part in mean)).at_least(mean).tolist() == [False, False, True, False]
+
+
 @given(values=weights(min_size=2, max_size=12), data=st.data())
 def test_weighing_against_two_means_is_exact(values: list[float], data: st.DataObject) -> None:
     units = on_grid(values)

@@ -30,12 +30,15 @@ class Mean(NamedTuple):
 
     def last_minimum(self) -> Tensor:
         """Return the index of the last of the least means along the last dimension."""
-        fraction = self.remainder / self.size.double()
-        lowest = self.whole == self.whole.amin(-1, keepdim=True)
-        fraction = torch.where(lowest, fraction, 1.0)
-        least = fraction == fraction.amin(-1, keepdim=True)
-        index = torch.arange(least.shape[-1], device=least.device)
-        return torch.where(least, index, -1).amax(-1)
+        index = torch.arange(self.whole.shape[-1], device=self.whole.device)
+        means = [self.whole, self.remainder, self.size, index.expand_as(self.whole)]
+        while means[0].shape[-1] > 1:  # neighbours play each other, the later one wins a draw
+            if means[0].shape[-1] % 2:  # the last one plays itself
+                means = [torch.cat([part, part[..., -1:]], -1) for part in means]
+            left, right = ([part[..., k::2] for part in means] for k in (0, 1))
+            right_wins = Mean(*left[:3]).at_least(Mean(*right[:3]))
+            means = [torch.where(right_wins, b, a) for a, b in zip(left, right, strict=True)]
+        return means[3].squeeze(-1)
 
 
 class ExactSums:

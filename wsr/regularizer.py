@@ -40,8 +40,9 @@ def penalty(w: Tensor, dim: Dim = None) -> Tensor:
 
     Notes
     -----
-    Costs O(d log d).  The rank form is Lemma 1 of the chapter *The penalty*; the penalty is that
-    of Shakerinava et al. (2024), arXiv 2311.03096.
+    Costs O(d log d), by the rank form in the chapter *The penalty*.  The value is about as large
+    as d times the spread of the weights, which can overflow in float16.  The penalty is that of
+    Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------
@@ -67,7 +68,7 @@ def rank_coefficients(ascending: Tensor) -> Tensor:
 
 
 def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -> Tensor:
-    r"""Return the least t >= 0 for which s / t is a subgradient of lambd R + l1 |.|_1 somewhere.
+    r"""Return the least t >= 0 for which s / t is a subgradient of lambd R + l1 norm somewhere.
 
     .. math:: \max_{1 \le m \le d}
               \frac{\max(\text{sum of the $m$ largest } s_i,\; -\text{sum of the $m$ smallest})}
@@ -122,7 +123,7 @@ def duality_gap(
     .. math:: P(u) - \min_{u'} P(u') \le \text{gap}, \qquad
               P(u) = \tfrac12 \|u - w\|^2 + \lambda R(u) + \ell_1 \|u\|_1
 
-    P is strongly convex, so also |u - prox|^2 / 2 <= gap.  The bound comes from a feasible
+    P is strongly convex, so also ``|u - prox|^2 / 2 <= gap``.  The bound comes from a feasible
     point of the dual problem, w - u pushed into the set of subgradients; no oracle is needed.
     If u is the prox up to a rounding error, with the right ties, the gap is about half the
     square of that error.
