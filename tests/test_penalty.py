@@ -91,11 +91,11 @@ def test_nan_is_passed_on() -> None:
 @given(w=weights(min_size=2))
 def test_the_gauge_is_the_strength_that_ties_all(device: torch.device, w: list[float]) -> None:
     x = torch.tensor(w, dtype=torch.float64, device=device)
-    threshold = gauge(x - x.mean()).item()
-    # x - mean(x) sums to zero only up to rounding, for which l1 = 0 leaves no room.
-    if math.isfinite(threshold) and threshold > 1e-6:
+    threshold = gauge(x).item()
+    if threshold > 1e-6 * max(map(abs, w)):
         assert len(wsr.Sharing.of(wsr.prox(x, threshold * (1 + 1e-6)))) == 1
         assert len(wsr.Sharing.of(wsr.prox(x, threshold * (1 - 1e-6)))) > 1
+    torch.testing.assert_close(gauge(x - x.mean()).item(), threshold, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,8 @@ def test_the_gauge_is_the_strength_that_ties_all(device: torch.device, w: list[f
         ([0.0, 0.0, 3.0], 1.0, 1.0, 1.5),  # one entry: 3 / (1 + 1)
         ([0.0, 0.0, -3.0], 1.0, 1.0, 1.5),
         ([2.0, 2.0, 2.0], 1.0, 1.0, 2.0),  # all entries: 6 / (0 + 3)
-        ([0.0, 0.0, 1.0], 1.0, 0.0, math.inf),
+        ([1.0, 2.0, 3.0], 1.0, 0.0, 1.0),  # the mean does not count
+        ([0.0, 0.0, 1.0], 0.0, 0.0, math.inf),
         ([0.0, 0.0, 0.0], 0.0, 0.0, 0.0),
         ([5.0], 1.0, 2.0, 2.5),
         ([-3.0, 3.0], 1.0, 0.0, 3.0),

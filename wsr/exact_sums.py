@@ -1,9 +1,9 @@
 """How are sums made exact?
 
-A float is an integer times a power of two.  Write every value of a row on one common grid, 62
-bits below the largest of them, as two 31-bit limbs: sums are then sums of int64, which are exact
-in any order.  So the prefix sums neither lose digits nor depend on how a device adds, two means
-can be compared without rounding, and all algorithms see the same ties.
+Round the values of a row to one common grid, 62 bits below the largest of them, and write them as
+integers of two 31-bit limbs.  From there on nothing is rounded: sums are sums of int64, the same in
+any order on any device, two means can be compared exactly, and all algorithms see the same ties.
+A float64 that is at least 2^-9 of the largest of its row is on the grid as it stands.
 """
 
 from typing import NamedTuple
@@ -96,6 +96,10 @@ class ExactSums:
         mean = self.mean(begin, end)
         value = mean.whole.double() + mean.remainder / mean.size.double()
         return times_power_of_two(value, self.exponent - 2 * LIMB)
+
+    def float_total(self, begin: Tensor, end: Tensor) -> Tensor:
+        """Return the sum over ``begin <= k < end`` in float64."""
+        return self.float_mean(begin, end) * (end - begin)
 
 
 def _between(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:

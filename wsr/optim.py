@@ -48,10 +48,10 @@ def proximal(optimizer: Optimizer) -> "ProximalHandle":
     Notes
     -----
     With plain SGD this is proximal gradient descent on ``loss + lambd R(w) + l1 |w|_1``.  With
-    momentum or Adam the step size of the prox remains lr, as in decoupled weight decay: not the proximal
-    step in Adam's own metric, in which weights need not keep their order.  A step that a gradient
-    scaler skips for an overflow is not followed by a prox.  Copies and pickles of an optimizer do
-    not carry the hook: call ``proximal`` on them again.
+    momentum or Adam the step size of the prox remains lr, as in decoupled weight decay: not the
+    proximal step in Adam's own metric, in which weights need not keep their order.  A step that a
+    gradient scaler skips for an overflow is not followed by a prox.  Copies and pickles of an
+    optimizer do not carry the hook: call ``proximal`` on them again.
 
     Examples
     --------

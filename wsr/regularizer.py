@@ -6,10 +6,10 @@ value, its gauge and the certificate of optimality therefore all cost one sort.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsr.arguments import Dim, Groups, check_strength, check_weights
+from wsr.exact_sums import ExactSums
 
 
 def penalty(w: Tensor, dim: Dim = None) -> Tensor:
@@ -74,8 +74,8 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
               \frac{\max(\text{sum of the $m$ largest } s_i,\; -\text{sum of the $m$ smallest})}
                    {\lambda\, m (d-m) / (d-1) + \ell_1 m}
 
-    With ``l1=0`` this is the polar gauge of R (infinite unless the sum of s vanishes), and
-    ``gauge(w - w.mean())`` is the least lambd for which prox ties all weights together.
+    With ``l1=0`` this is the polar gauge of R, which lives on vectors of zero sum: the mean of s is
+    taken off first.  Then ``gauge(w)`` is the least lambd for which prox ties all of w together.
 
     Parameters
     ----------
@@ -93,8 +93,7 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
     --------
     >>> import torch
     >>> from wsr.regularizer import gauge
-    >>> w = torch.tensor([0.0, 1.0, 2.0])
-    >>> gauge(w - w.mean())  # so lambd = 1 makes all three equal
+    >>> gauge(torch.tensor([0.0, 1.0, 2.0]))  # so lambd = 1 makes all three equal
     tensor(1., dtype=torch.float64)
     """
     check_weights("s", s)
@@ -104,11 +103,16 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
     lambd, l1 = _on(s.device, lambd, l1)
     m = torch.arange(1, d + 1, dtype=torch.float64, device=s.device)
     room = lambd * (m * (d - m) / max(d - 1, 1)) + l1 * m
-    ascending = s.double().sort(dim=-1).values
-    largest = ascending.flip(-1).cumsum(-1)
-    smallest = ascending.cumsum(-1)
+    s = s.double()
+    s = s - torch.where(l1 == 0, s.mean(-1, keepdim=True), 0.0)
+    sums = ExactSums(s.sort(dim=-1).values)
+    k = torch.arange(d, device=s.device).expand_as(s)
+    smallest = sums.float_total(torch.zeros_like(k), k + 1)
+    largest = sums.float_total(d - 1 - k, torch.full_like(k, d))
     need = torch.maximum(largest, -smallest)
-    return torch.where(need > 0, need / room, 0.0).amax(-1)
+    # Without l1 there is no room for the sum of all, of which rounding may have left a rest.
+    fits = (need <= 0) | ((l1 == 0) & (m == d))
+    return torch.where(fits, 0.0, need / room).amax(-1)
 
 
 def _on(device: torch.device, *strengths: float | Tensor) -> list[Tensor]:
@@ -195,7 +199,7 @@ def _gap(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor, *, tied: bool) 
     all along.
     """
     d = u.shape[-1]
-    k = torch.arange(d, device=u.device)
+    k = torch.arange(d, device=u.device).expand_as(u)
     if tied:
         begin, end = torch.searchsorted(u, u), torch.searchsorted(u, u, right=True)
         sign, box = l1 * u.sign(), torch.where(u == 0, l1, 0.0)
@@ -208,19 +212,16 @@ def _gap(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor, *, tied: bool) 
     unit = lambd / max(d - 1, 1)
     centre = unit * (begin + end - d) + sign
 
-    def total(values: Tensor, first: Tensor, behind: Tensor) -> Tensor:
-        prefix = F.pad(values.cumsum(-1), (1, 0))
-        return prefix.gather(-1, behind) - prefix.gather(-1, first)
-
     def over_room(need: Tensor, m: Tensor) -> Tensor:
         return torch.where((need > 0) & (m < size), need / (unit * (m * (size - m)) + box * m), 0.0)
 
     reach = unit * (size - 1) + box
     r = (residual - centre).clamp(-reach, reach)
-    mean = total(r, begin, end) / size
+    mean = ExactSums(r).float_mean(begin, end)
     r = r - (mean - mean.clamp(-box, box))
-    smallest = over_room(-total(r, begin, k.expand_as(end) + 1), k + 1 - begin)
-    largest = over_room(total(r, k.expand_as(end), end), end - k)
+    sums = ExactSums(r)
+    smallest = over_room(-sums.float_total(begin, k + 1), k + 1 - begin)
+    largest = over_room(sums.float_total(k, end), end - k)
     excess = torch.maximum(smallest, largest)
     worst = torch.ones_like(u).scatter_reduce(-1, begin, excess, "amax").gather(-1, begin)
     dual = centre + r / worst

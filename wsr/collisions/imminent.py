@@ -36,7 +36,7 @@ def imminent_collisions(z: Tensor) -> Tensor:
     tensor([ True, False, False,  True])
     """
     d = z.shape[-1]
-    scale = F.pad(z.abs(), (1, 0)).amax(-1, keepdim=True)
+    scale = F.pad(z.double().abs(), (1, 0)).amax(-1, keepdim=True)
     sums = ExactSums(z.flatten(), scale.expand_as(z).flatten())
     last = torch.tensor([z.numel()], device=z.device)
     begin = torch.arange(z.numel(), device=z.device)  # of each cluster, one row after another
