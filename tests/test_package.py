@@ -10,6 +10,7 @@ def test_the_public_names() -> None:
     assert sorted(wsr.__all__) == [
         "ALGORITHMS",
         "Sharing",
+        "Trajectory",
         "duality_gap",
         "penalty",
         "prox",

@@ -5,7 +5,7 @@ R(w) = 1/(d-1) * sum over pairs |w_i - w_j| pulls weights together until many ar
 
 from wsr.collisions import ALGORITHMS
 from wsr.optim import proximal
-from wsr.particles import simulate
+from wsr.particles import Trajectory, simulate
 from wsr.proximal_mapping import prox
 from wsr.regularizer import duality_gap, penalty
 from wsr.sharing import Sharing
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ALGORITHMS",
     "Sharing",
+    "Trajectory",
     "duality_gap",
     "penalty",
     "prox",
