@@ -55,6 +55,25 @@ def test_touching_clusters_count_as_one(
 
 
 @each_algorithm
+@given(units=st.lists(st.integers(-3, 3), min_size=1, max_size=12))
+def test_fractions_at_the_bottom_of_the_grid_decide(
+    find_heads: Algorithm, device: torch.device, units: list[int]
+) -> None:
+    # The last end point fixes the grid, of which the others are a few units each.
+    z = [k * 2.0**-62 for k in units] + [0.75]
+    assert find_heads(
+        torch.tensor(z, dtype=torch.float64, device=device)
+    ).tolist() == oracles.heads(z)
+
+
+@each_algorithm
+def test_each_row_has_a_grid_of_its_own(find_heads: Algorithm, device: torch.device) -> None:
+    row = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = row * torch.tensor([[1e-300], [1e-3], [1.0], [1e300]], dtype=torch.float64)
+    assert find_heads(z.to(device)).tolist() == [oracles.heads(row.tolist())] * 4
+
+
+@each_algorithm
 @given(seed=st.integers(0, 2**32 - 1), pull=st.sampled_from([0.0, 0.01, 0.5, 1.25, 2.0, 5.0]))
 def test_long_random_rows(
     find_heads: Algorithm, device: torch.device, seed: int, pull: float

@@ -58,11 +58,11 @@ def test_judges_a_million_weights(device: torch.device) -> None:
 @pytest.mark.parametrize("dim", [None, 0, 1, (0, 1), -1])
 def test_one_bound_a_group(device: torch.device, dim: int | tuple[int, ...] | None) -> None:
     w = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double().to(device)
-    u = torch.zeros_like(w)
+    u = w.round(decimals=1)
     gap = wsr.duality_gap(u, w, 0.3, l1=0.2, dim=dim)
     assert gap.shape == wsr.penalty(w, dim=dim).shape
     groups = {None: [w], (0, 1): [w], 0: w.T, 1: w, -1: w}[dim]
-    expected = [wsr.duality_gap(torch.zeros_like(g), g, 0.3, l1=0.2).item() for g in groups]
+    expected = [wsr.duality_gap(g.round(decimals=1), g, 0.3, l1=0.2).item() for g in groups]
     torch.testing.assert_close(gap.flatten().tolist(), expected)
 
 
@@ -78,6 +78,26 @@ def test_exact_values() -> None:
     assert wsr.duality_gap(torch.zeros(0), torch.zeros(0), 1.0).item() == 0
     assert wsr.duality_gap(torch.ones(1), torch.ones(1), 1.0).item() == 0
     assert wsr.duality_gap(torch.zeros(0, 2), torch.zeros(0, 2), 1.0, dim=0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_dual_point_at_u(sign: int) -> None:
+    # Tied at the right end, far from their prox; by hand: centre 1, deviations (-5, -5, 5), which
+    # are clamped to (-2, -2, 2), shifted to zero sum and scaled by 3/4 to (-1, -1, 2).
+    u = torch.tensor([-10.0, 1.0, 1.0, 1.0])
+    w = u + torch.tensor([-3.0, -4.0, -4.0, 6.0])
+    assert wsr.duality_gap(sign * u, sign * w, 3.0).item() == pytest.approx((16 + 16 + 9) / 2)
+    # At zero, with room for l1 = 1: clamped to (-3, -3, 3), not shifted, scaled by 2/3.
+    u = torch.tensor([-10.0, 0.0, 0.0, 0.0])
+    w = u + torch.tensor([-4.0, -4.0, -4.0, 6.0])
+    assert wsr.duality_gap(sign * u, sign * w, 3.0, l1=1.0).item() == pytest.approx(27 / 2)
+
+
+def test_the_dual_point_near_w_minus_u() -> None:
+    # Ties that are broken by a little, as a solver leaves them, cost a little.
+    w = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    u = torch.tensor([1 - 1e-9, 1.0, 1 + 1e-9], dtype=torch.float64)
+    assert 0 < wsr.duality_gap(u, w, 2.0).item() < 1e-8
 
 
 def test_takes_low_precision_at_its_value() -> None:

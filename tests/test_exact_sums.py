@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import end_points, weights
 
@@ -88,6 +88,41 @@ def test_weighing_against_two_means_is_exact(values: list[float], data: st.DataO
     sums = ExactSums(torch.tensor(values, dtype=torch.float64))
     i, j, k, n, begin, middle, end = (torch.tensor([at]) for at in (i, j, k, n, begin, middle, end))
     assert sums.at_most(begin, middle, end, sums.mean(i, j), sums.mean(k, n)).item() == expected
+
+
+@st.composite
+def means(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Return a small mean as whole, remainder and size."""
+    size = draw(st.integers(1, 6))
+    return draw(st.integers(-3, 3)), draw(st.integers(0, size - 1)), size
+
+
+@settings(max_examples=300)
+@given(
+    left=st.lists(st.integers(-4, 4), min_size=1, max_size=4),
+    right=st.lists(st.integers(-4, 4), min_size=1, max_size=4),
+    a=means(),
+    b=means(),
+)
+def test_weighing_at_the_bottom_of_the_grid(
+    left: list[int], right: list[int], a: tuple[int, int, int], b: tuple[int, int, int]
+) -> None:
+    # The last value fixes the grid, of which the others are a few units each.
+    units = [k * 2.0**-62 for k in left + right]
+    sums = ExactSums(torch.tensor([*units, 0.75], dtype=torch.float64))
+    at = [torch.tensor([k]) for k in (0, len(left), len(left) + len(right))]
+    mean_a, mean_b = (Mean(*(torch.tensor([part]) for part in mean)) for mean in (a, b))
+    offer = len(left) * (a[0] + Fraction(a[1], a[2])) + len(right) * (b[0] + Fraction(b[1], b[2]))
+    assert sums.at_most(*at, mean_a, mean_b).item() == (sum(left) + sum(right) <= offer)
+
+
+def test_means_between_two_points_of_the_grid() -> None:
+    unit = 2.0**-62
+    sums = ExactSums(torch.tensor([unit, 2 * unit, 2 * unit, 0.75], dtype=torch.float64))
+    begin, end = torch.tensor([0, 0, 1]), torch.tensor([2, 3, 3])
+    expected = [1.5 * unit, 5 / 3 * unit, 2 * unit]
+    assert sums.float_mean(begin, end).tolist() == expected
+    assert sums.float_total(begin, end).tolist() == [3 * unit, 5 * unit, 4 * unit]
 
 
 @pytest.mark.parametrize("lift", [-2, -1, 0, 1, 2])

@@ -12,6 +12,7 @@ from strategies import DTYPES, FRACTIONS, STRENGTHS, THRESHOLDS, tensors, weight
 from torch import Tensor
 
 import wsr
+from wsr.collisions import Algorithm
 
 each_algorithm = pytest.mark.parametrize("algorithm", ["auto", *wsr.ALGORITHMS])
 
@@ -85,12 +86,19 @@ def test_order_and_ties_are_kept(device: torch.device, w: Tensor, lambd: float) 
         assert (members == members[0]).all()
 
 
-def test_order_is_kept_where_rounding_would_break_it() -> None:
-    # Clusters at means a and b > a by less than an ulp, reached from far apart.
-    for seed in range(300):
-        w = randn(60, seed=seed)
-        u = wsr.prox(w, 0.7).sort().values
-        assert torch.equal(u, wsr.prox(w.sort().values, 0.7))
+@pytest.mark.parametrize(
+    ("w", "lambd"),
+    [
+        ([1.6, 1.8, 1.0, 1.6], 0.5),
+        ([1.7 + 2e-16, 0.2, 1.1], 0.8),
+        ([0.7 + 1e-16, 1.2 + 2e-16, 1.1], 0.3),
+    ],
+)
+def test_order_is_kept_where_rounding_would_break_it(w: list[float], lambd: float) -> None:
+    # Clusters that touch up to rounding: mean x + mean v comes out an ulp less on the right.
+    x = torch.tensor(w, dtype=torch.float64)
+    u = wsr.prox(x, lambd)
+    assert (u[x.argsort()].diff() >= 0).all()
 
 
 @given(w=weights(min_size=2), lambd=STRENGTHS)
@@ -181,6 +189,20 @@ def test_all_zero_stays_exactly_zero(device: torch.device) -> None:
             u = wsr.prox(torch.zeros(d, dtype=dtype, device=device), 0.1)
             assert not u.any()
             assert not u.signbit().any()
+
+
+def test_auto_pools_on_a_cpu_and_bridges_elsewhere(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+
+    def recorded(name: str) -> Algorithm:
+        return lambda z: (called.append(name), wsr.ALGORITHMS[name](z))[1]
+
+    table = {name: recorded(name) for name in wsr.ALGORITHMS}
+    monkeypatch.setattr("wsr.proximal_mapping.ALGORITHMS", table)
+    wsr.prox(torch.ones(3, device=device), 0.1)
+    assert called == ["pool_adjacent_violators" if device.type == "cpu" else "bridges"]
 
 
 # l1 and rho

@@ -80,6 +80,13 @@ def test_average_reaches_from_end_to_end_of_the_floats() -> None:
     assert pattern.average(w).tolist() == pytest.approx([largest / 2] * 4, rel=1e-15)
 
 
+def test_each_cluster_is_averaged_at_its_own_scale() -> None:
+    pattern = wsr.Sharing.of(torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0]))
+    w = torch.tensor([1e-200, 1e200, 3e-200, 3e200, 5e200], dtype=torch.float64)
+    expected = torch.tensor([2e-200, 3e200, 2e-200, 3e200, 3e200], dtype=torch.float64)
+    torch.testing.assert_close(pattern.average(w), expected, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_average_keeps_shape_dtype_and_order(device: torch.device, dtype: torch.dtype) -> None:
     pattern = wsr.Sharing.of(torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device).T)

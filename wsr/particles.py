@@ -7,6 +7,7 @@ stand at the proximal mapping, whose clusters are runs of the sorted particles.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +181,11 @@ def simulate(w: Tensor, lambd: float) -> Trajectory:
         snapshots.append(line.snapshot(1.0))
     columns = [torch.stack(parts) for parts in zip(*snapshots, strict=True)]
     columns = [unsort(rows, order.expand_as(rows)) for rows in columns]
-    return Trajectory(torch.tensor(times, dtype=torch.float64), *columns)
+    return Trajectory(_on_cpu(times), *columns)
+
+
+def _on_cpu(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 class _Line:
@@ -230,8 +235,8 @@ class _Line:
     def snapshot(self, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return positions, velocities and labels of the sorted particles."""
         heads = sorted(self.end)
-        size = torch.tensor([self.end[k] - k for k in heads], dtype=torch.int64)
-        speed = torch.tensor([self.velocity(k) for k in heads], dtype=torch.float64)
-        mean = torch.tensor([self.mean[k] for k in heads], dtype=torch.float64)
-        label = torch.arange(len(heads))
+        size = _on_cpu([self.end[k] - k for k in heads]).long()
+        speed = _on_cpu([self.velocity(k) for k in heads])
+        mean = _on_cpu([self.mean[k] for k in heads])
+        label = torch.arange(len(heads), device="cpu")
         return tuple(v.repeat_interleave(size) for v in (mean + t * speed, speed, label))  # type: ignore[return-value]

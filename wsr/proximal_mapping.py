@@ -92,7 +92,8 @@ def prox(
     valid = (rows * 0 + lambd * 0 + l1 * 0 == 0).all(-1, keepdim=True) & (lambd >= 0) & (l1 >= 0)
     x, order = torch.where(valid, rows, 0).sort(dim=-1)
     x = x.double()
-    heads = find_heads(free_end_points(x.detach(), _detached(lambd)))
+    with torch.no_grad():
+        heads = find_heads(free_end_points(x, lambd))
     mean_x = average(x, heads)
     mean_v = lambd * velocity(*bounds(heads), groups.size)
     position = _in_order(mean_x + mean_v)
@@ -108,10 +109,6 @@ def _algorithm(name: str, device: torch.device) -> Algorithm:
         known = ", ".join(map(repr, ("auto", *ALGORITHMS)))
         raise ValueError(f"algorithm must be one of {known}; got {name!r}")
     return ALGORITHMS[name]
-
-
-def _detached(strength: float | Tensor) -> float | Tensor:
-    return strength.detach() if isinstance(strength, Tensor) else strength
 
 
 def _in_order(position: Tensor) -> Tensor:

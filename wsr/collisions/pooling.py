@@ -42,7 +42,7 @@ def pool_adjacent_violators(z: Tensor) -> Tensor:
     """
     sums = ExactSums(z.cpu())
     rows, d = math.prod(z.shape[:-1]), z.shape[-1]
-    heads = torch.zeros(z.shape, dtype=torch.bool)
+    heads = torch.zeros(z.shape, dtype=torch.bool, device="cpu")
     high, low = (limb.reshape(rows, d + 1).numpy() for limb in (sums.high, sums.low))
     _compiled()(high, low, heads.view(rows, d).numpy())
     return heads.to(z.device) | separated(z)
