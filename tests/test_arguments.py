@@ -81,6 +81,7 @@ def test_weights(call: tuple[str, Callable[..., object]], bad: object, arrived: 
         (math.nan, ValueError, "nan"),
         (math.inf, ValueError, "inf"),
         (-math.inf, ValueError, "-inf"),
+        (10**400, ValueError, "1000"),
         (torch.tensor(-0.5), ValueError, "-0.5"),
         (torch.tensor(math.nan), ValueError, "nan"),
         (torch.tensor(math.inf), ValueError, "inf"),
@@ -141,9 +142,14 @@ def test_dim_of_a_single_weight() -> None:
         wsr.prox(torch.tensor(1.0), 0.1, dim=0)
 
 
-@pytest.mark.parametrize("bad", ["pava", "", None, "Auto"])
+def test_numpy_integers_are_dims() -> None:
+    assert torch.equal(wsr.penalty(W, dim=np.int64(1)), wsr.penalty(W, dim=1))
+
+
+@pytest.mark.parametrize("bad", ["pava", "", None, "Auto", ["bridges"]])
 def test_an_unknown_algorithm_lists_the_known_ones(bad: object) -> None:
-    with pytest.raises(ValueError, match=rf"^algorithm must be one of .*; got {bad!r}$") as caught:
+    expected = rf"^algorithm must be one of .*; got {re.escape(repr(bad))}$"
+    with pytest.raises(ValueError, match=expected) as caught:
         wsr.prox(W, 0.1, algorithm=bad)  # type: ignore[arg-type]
     known = ", ".join(repr(name) for name in ("auto", *wsr.ALGORITHMS))
     assert f"one of {known};" in str(caught.value)

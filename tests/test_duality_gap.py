@@ -100,6 +100,11 @@ def test_the_dual_point_near_w_minus_u() -> None:
     assert 0 < wsr.duality_gap(u, w, 2.0).item() < 1e-8
 
 
+def test_an_overflow_is_no_bound_but_still_true() -> None:
+    w = torch.tensor([1e308, 1e308, 0.0], dtype=torch.float64)
+    assert wsr.duality_gap(w, w, 0.0).item() >= 0
+
+
 def test_takes_low_precision_at_its_value() -> None:
     w = torch.tensor([0.0, 1.0, 3.0], dtype=torch.bfloat16)
     u = wsr.prox(w, 0.25)

@@ -1,7 +1,10 @@
 """What importing wsr does, and does not."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import wsr
 
@@ -32,3 +35,23 @@ def test_importing_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
+
+
+def test_a_read_only_installation_without_a_cache(tmp_path: Path) -> None:
+    package = tmp_path / "wsr"
+    shutil.copytree(
+        Path(wsr.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (package / "collisions" / "__pycache__").write_text("in the way of a folder")
+    program = (
+        "import torch, wsr; print(wsr.__file__, wsr.prox(torch.tensor([0.0, 1.0]), 1.0).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"HOME": os.devnull, "PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{package / '__init__.py'} [0.5, 0.5]"

@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import DTYPES, tensors, weights
 
 import wsr
@@ -84,8 +85,24 @@ def test_the_gradient_has_the_dtype_of_w(device: torch.device, dtype: torch.dtyp
     assert w.grad.tolist() == [-1, 0, 1]
 
 
-def test_nan_is_passed_on() -> None:
-    assert wsr.penalty(torch.tensor([1.0, torch.nan])).isnan()
+def test_what_is_not_finite_is_passed_on() -> None:
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        assert not wsr.penalty(torch.tensor([1.0, bad, 2.0])).isfinite()
+        assert gauge(torch.tensor([[1.0, bad], [1.0, 2.0]])).isnan().tolist() == [True, False]
+
+
+@given(units=st.lists(st.integers(-4, 4), min_size=2, max_size=8))
+def test_differences_are_not_lost_beside_the_weights(units: list[int]) -> None:
+    w = [1e8 + k * 2.0**-26 for k in units]
+    result = wsr.penalty(torch.tensor(w, dtype=torch.float64)).item()
+    assert math.isclose(result, oracles.penalty(w), rel_tol=1e-14)
+
+
+def test_gauge_of_small_shapes() -> None:
+    assert gauge(torch.zeros(0)).item() == 0
+    assert gauge(torch.zeros(2, 0)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"^s must have at least one dimension"):
+        gauge(torch.tensor(1.0))
 
 
 @given(w=weights(min_size=2))

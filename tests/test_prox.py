@@ -189,6 +189,8 @@ def test_all_zero_stays_exactly_zero(device: torch.device) -> None:
             u = wsr.prox(torch.zeros(d, dtype=dtype, device=device), 0.1)
             assert not u.any()
             assert not u.signbit().any()
+    tiny = torch.tensor([-6e-8, -6e-8, 6e-8], dtype=torch.float16, device=device)
+    assert not wsr.prox(tiny, 1.0).signbit().any()  # their mean rounds to zero from below
 
 
 def test_auto_pools_on_a_cpu_and_bridges_elsewhere(
@@ -437,6 +439,28 @@ def test_gradients_have_the_dtypes_of_their_inputs(
     assert w.grad.tolist() == [0.5, 0.5, 0]
     assert lambd.grad is not None
     assert lambd.grad.item() == 0.5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_gradients_are_passed_on(device: torch.device, bad: float) -> None:
+    w = torch.tensor([0.0, 1.0, 8.0], device=device, requires_grad=True)
+    wsr.prox(w, 2.0).backward(torch.tensor([1.0, bad, 0.5], device=device))
+    assert w.grad is not None
+    assert w.grad[:2].isnan().all()
+    assert w.grad[2] == 0.5
+
+
+# torch's compiler uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Traced down to single operators, but without the C++ compiler that the default backend calls.
+@pytest.mark.parametrize("algorithm", ["auto", "search_collisions", "bridges"])
+def test_compiled_gives_the_same_bits(algorithm: str) -> None:
+    w = randn(40, dtype=torch.float32)
+
+    def f(w: Tensor) -> Tensor:
+        return wsr.prox(w, 0.3, l1=0.1, algorithm=algorithm)
+
+    assert torch.equal(torch.compile(f, backend="aot_eager")(w), f(w))
 
 
 def test_no_graph_without_need() -> None:

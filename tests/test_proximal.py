@@ -254,6 +254,43 @@ def test_a_group_gone_bad_stops_training_before_a_weight_moves(
     assert p.tolist() == q.tolist() == [0, 6]
 
 
+@pytest.mark.parametrize("group", [{"rho": 0.5}, {"dim": 0}, {"dim": None, "rho": 0.0}])
+def test_keys_that_would_do_nothing_are_refused(group: dict[str, object]) -> None:
+    optimizer = torch.optim.SGD([{"params": [parameter(1.0)], **group}], lr=1.0)
+    with pytest.raises(ValueError, match=r"must have lambd or l1 too; got \['"):
+        wsr.proximal(optimizer)
+
+
+def test_a_parameter_without_an_order_is_refused_before_it_moves() -> None:
+    p = nn.Parameter(torch.tensor([1 + 1j]))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    wsr.proximal(optimizer)
+    optimizer.param_groups[0]["lambd"] = 1.0
+    p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match=r"^params must .*; got torch\.complex64$"):
+        optimizer.step()
+    assert p.item() == 1 + 1j
+
+
+def test_a_group_without_learning_rate_is_refused() -> None:
+    class Own(torch.optim.Optimizer):
+        def step(self) -> None:  # type: ignore[override]
+            pass
+
+    optimizer = Own([{"params": [parameter(1.0)], "lambd": 1.0}], {})
+    with pytest.raises(ValueError, match=r"must have lr; got none$"):
+        wsr.proximal(optimizer)
+
+
+def test_a_learning_rate_of_one_element() -> None:
+    p = parameter(0.0, 8.0)
+    optimizer = torch.optim.Adam([{"params": [p], "lambd": 1.0}], lr=torch.ones(1))
+    wsr.proximal(optimizer)
+    p.grad = torch.zeros(2)
+    optimizer.step()
+    assert p.tolist() == [1, 7]
+
+
 def test_a_learning_rate_gone_bad_is_named() -> None:
     optimizer = torch.optim.SGD([{"params": [parameter(1.0)], "lambd": 1.0, "l1": 0.5}], lr=1.0)
     wsr.proximal(optimizer)
@@ -272,52 +309,70 @@ class Twice(torch.optim.SGD):
     """An optimizer whose step adds to that of its base class."""
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        super().step(closure)  # type: ignore[arg-type]
+        if callable(closure):
+            closure()
+        super().step()
         with torch.no_grad():
             for p in self.param_groups[0]["params"]:
                 p += 1
 
 
-@pytest.fixture
-def nested() -> tuple[nn.Parameter, Twice]:
-    torch.optim.SGD([parameter(0.0)])  # from now on the step of the base class runs hooks as well
-    p = parameter(0.0, 8.0)
-    optimizer = Twice([{"params": [p], "lambd": 1.0, "l1": 0.25}], lr=1.0)
-    wsr.proximal(optimizer)
-    return p, optimizer
+class Own(torch.optim.SGD):
+    """An optimizer whose step replaces that of its base class."""
 
-
-def test_a_nested_step_is_followed_by_one_prox(nested: tuple[nn.Parameter, Twice]) -> None:
-    p, optimizer = nested
-    optimizer.step()
-    assert p.tolist() == [1.75, 7.75]
-    optimizer.step()
-    assert p.tolist() == [3.5, 7.5]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        if callable(closure):
+            closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p += 1
 
 
 def failing() -> Tensor:
     raise RuntimeError("interrupted")
 
 
-def test_an_interrupted_step_leaves_the_next_one_whole(
-    nested: tuple[nn.Parameter, Twice],
-) -> None:
-    p, optimizer = nested
+@pytest.mark.parametrize("make", [Twice, Own])
+def test_a_step_of_ones_own_is_followed_by_one_prox(make: type[torch.optim.SGD]) -> None:
+    torch.optim.SGD([parameter(0.0)])  # from now on the step of the base class runs hooks as well
+    p = parameter(0.0, 8.0)
+    optimizer = make([{"params": [p], "lambd": 1.0, "l1": 0.25}], lr=1.0)
+    wsr.proximal(optimizer)
+    optimizer.step()
+    assert p.tolist() == [1.75, 7.75]
     for _ in range(3):
         with pytest.raises(RuntimeError, match="interrupted"):
             optimizer.step(failing)
-        assert p.tolist() == [0, 8]
+        assert p.tolist() == [1.75, 7.75]
     optimizer.step()
-    assert p.tolist() == [1.75, 7.75]
+    assert p.tolist() == [3.5, 7.5]
 
-    q = parameter(0.0, 8.0)
-    plain = torch.optim.SGD([{"params": [q], "lambd": 1.0}], lr=1.0)
-    wsr.proximal(plain)
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match="interrupted"):
-            plain.step(failing)
-    plain.step()
-    assert q.tolist() == [1, 7]
+
+def test_hooks_and_schedulers_go_on_working() -> None:
+    p = parameter(0.0, 8.0)
+    optimizer = torch.optim.SGD([{"params": [p], "lambd": 1.0}], lr=1.0)
+    calls: list[list[float]] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(p.tolist()))
+    before = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    wsr.proximal(optimizer)
+    after = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.step()
+    before.step()
+    after.step()
+    assert calls == [[0, 8]]
+    assert p.tolist() == [1, 7]
+    assert optimizer.step.__name__ == "step"
+
+
+# torch's compiler uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step() -> None:
+    p = parameter(0.0, 8.0)
+    optimizer = torch.optim.SGD([{"params": [p], "lambd": 1.0}], lr=1.0)
+    wsr.proximal(optimizer)
+    p.grad = torch.zeros(2)
+    torch.compile(optimizer.step, backend="eager")()
+    assert p.tolist() == [1, 7]
 
 
 @pytest.mark.gpu

@@ -96,6 +96,14 @@ def test_average_keeps_shape_dtype_and_order(device: torch.device, dtype: torch.
     assert result.tolist() == [[2, 3], [3, 2]]
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_average_passes_on_what_is_not_finite(bad: float) -> None:
+    pattern = wsr.Sharing.of(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    result = pattern.average(torch.tensor([1.0, bad, 3.0, 2.0]))
+    assert result[[0, 2]].tolist() == [2, 2]
+    assert result[[1, 3]].isnan().all()
+
+
 def test_average_is_its_own_gradient() -> None:
     pattern = wsr.Sharing.of(torch.tensor([0.0, 1.0, 0.0, 2.0]))
     w = torch.randn(4, dtype=torch.float64, requires_grad=True)

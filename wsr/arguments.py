@@ -1,7 +1,7 @@
 """What arrived? The checks that every public function shares, and the one meaning of ``dim``."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -48,7 +48,10 @@ def check_fraction(name: str, value: object) -> None:
 def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a real number; got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 class Groups:
@@ -84,7 +87,7 @@ def _normalized(dim: Dim, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     dims = dim if isinstance(dim, tuple) else (dim,)
     for k in dims:
-        if isinstance(k, bool) or not isinstance(k, int) or not -ndim <= k < ndim:
+        if isinstance(k, bool) or not isinstance(k, Integral) or not -ndim <= k < ndim:
             raise ValueError(
                 f"dim must be None, an int or a tuple of ints in [{-ndim}, {ndim - 1}] "
                 f"for weights of {ndim} dimensions; got {dim!r}"

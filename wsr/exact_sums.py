@@ -3,7 +3,8 @@
 Round the values of a row to one common grid, 62 bits below the largest of them, and write them as
 integers of two 31-bit limbs.  From there on nothing is rounded: sums are sums of int64, the same in
 any order on any device, two means can be compared exactly, and all algorithms see the same ties.
-A float64 that is at least 2^-9 of the largest of its row is on the grid as it stands.
+A float64 that is at least 2^-9 of the largest of its row is on the grid as it stands; of smaller
+ones, digits below 2^-62 of the largest are lost.
 """
 
 from typing import NamedTuple
@@ -52,7 +53,8 @@ class ExactSums:
         values = values.double()
         if scale is None:
             scale = F.pad(values.abs(), (1, 0)).amax(-1, keepdim=True)
-        self.exponent = torch.frexp(scale).exponent.long()
+        # The exponent field of float64: scale < 2**exponent.
+        self.exponent = (scale.view(torch.int64) >> 52) - 1022
         scaled = times_power_of_two(values, LIMB - self.exponent)
         high = scaled.round()
         low = ((scaled - high) * 2.0**LIMB).round()
@@ -99,7 +101,9 @@ class ExactSums:
 
     def float_total(self, begin: Tensor, end: Tensor) -> Tensor:
         """Return the sum over ``begin <= k < end`` in float64."""
-        return self.float_mean(begin, end) * (end - begin)
+        high, low = self.total(begin, end)
+        value = high.double() * 2.0**LIMB + low.double()
+        return times_power_of_two(value, self.exponent - 2 * LIMB)
 
 
 def _between(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """The prox after every step of any optimizer."""
 
+import functools
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from wsr.arguments import Groups, check_fraction, check_strength
+from wsr.arguments import Groups, check_fraction, check_strength, check_weights
 from wsr.proximal_mapping import prox
 
 _KEYS = ("lambd", "l1", "rho", "dim")
@@ -39,19 +40,24 @@ def proximal(optimizer: Optimizer) -> "ProximalHandle":
     Raises
     ------
     TypeError
-        If ``optimizer`` is not a torch optimizer.
+        If ``optimizer`` is not a torch optimizer, or a parameter not of one of prox's dtypes.
     ValueError
         If it is proximal already, has a hyperparameter of its own by the name of one of the keys
-        (ASGD: lambd, Adadelta: rho), or one of its groups has a bad value.  Groups are checked
-        before each step too, so a bad value stops training before a weight has moved.
+        (ASGD: lambd, Adadelta: rho), or a group has a bad value, or ``rho`` or ``dim`` alone.
+        Groups are checked before each step too, so a bad value stops training before a weight has
+        moved.
 
     Notes
     -----
     With plain SGD this is proximal gradient descent on ``loss + lambd R(w) + l1 |w|_1``.  With
     momentum or Adam the step size of the prox remains lr, as in decoupled weight decay: not the
-    proximal step in Adam's own metric, in which weights need not keep their order.  A step that a
-    gradient scaler skips for an overflow is not followed by a prox.  Copies and pickles of an
-    optimizer do not carry the hook: call ``proximal`` on them again.
+    proximal step in Adam's own metric, in which weights need not keep their order; and with
+    momentum beta the gradients count 1 / (1 - beta) times as much as lambd.  A step that a
+    gradient scaler skips for an overflow is not followed by a prox.
+
+    Copies and pickles of an optimizer are not proximal: call ``proximal`` on them again.
+    ``load_state_dict`` replaces the groups: the keys come from the checkpoint.  Derived in the
+    chapter *A first look at training*; Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------
@@ -83,57 +89,50 @@ def proximal(optimizer: Optimizer) -> "ProximalHandle":
 
 
 class ProximalHandle:
-    """The hooks of one proximal optimizer."""
+    """The prox after the steps of one optimizer, until it is removed."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._depth = 0
-        self._hooks: tuple[RemovableHandle, ...] = (
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        )
+        self._active = True
         _proximal_optimizers.add(optimizer)
+        plain_step = optimizer.step
+
+        # The step of this object rather than a hook: hooks run twice where a step calls that of
+        # its base class. Copies and pickles of an optimizer leave out what was set on the object.
+        @functools.wraps(plain_step)
+        def step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if not self._active:
+                return plain_step(*args, **kwargs)
+            _check_groups(optimizer)
+            result = plain_step(*args, **kwargs)
+            _move_to_prox(optimizer)
+            return result
+
+        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
     def remove(self) -> None:
-        """Leave the optimizer as it was before; calling this again changes nothing."""
-        if self._hooks:
+        """Make the optimizer an ordinary one again; calling this again changes nothing."""
+        if self._active:
             _proximal_optimizers.discard(self._optimizer)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = ()
-
-    # A step that calls super().step() runs the hooks of both; the prox belongs after the outer one.
-    # A step that was interrupted leaves its depth behind, which is then deeper than steps nest.
-
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._depth >= _nested_steps(type(optimizer)):
-            self._depth = 0
-        self._depth += 1
-        _check_groups(optimizer)
-
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
-            return
-        self._depth = 0
-        # A fused optimizer is called even if the scaler found an overflow, and then does nothing.
-        skipped = getattr(optimizer, "found_inf", None)
-        with torch.no_grad():
-            for p, strengths in _shared_parameters(optimizer):
-                target = prox(p, **strengths)
-                p.copy_(target if skipped is None else torch.where(skipped > 0, p, target))
+        self._active = False
 
 
-def _nested_steps(kind: type[Optimizer]) -> int:
-    return sum(hasattr(vars(base).get("step"), "hooked") for base in kind.__mro__)
+@torch.no_grad()
+def _move_to_prox(optimizer: Optimizer) -> None:
+    # A fused optimizer is called even if the scaler found an overflow, and then does nothing.
+    skipped = getattr(optimizer, "found_inf", None)
+    for p, strengths in _regularized_parameters(optimizer):
+        target = prox(p, **strengths)
+        p.copy_(target if skipped is None else torch.where(skipped.to(p.device) > 0, p, target))
 
 
-def _shared_parameters(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+def _regularized_parameters(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for group in optimizer.param_groups:
         if "lambd" in group or "l1" in group:
+            lr = group["lr"].squeeze() if isinstance(group["lr"], Tensor) else group["lr"]
             strengths = {
-                "lambd": group["lr"] * group.get("lambd", 0.0),
-                "l1": group["lr"] * group.get("l1", 0.0),
+                "lambd": lr * group.get("lambd", 0.0),
+                "l1": lr * group.get("l1", 0.0),
                 "rho": group.get("rho", 0.0),
                 "dim": group.get("dim"),
             }
@@ -144,9 +143,16 @@ def _shared_parameters(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str,
 def _check_groups(optimizer: Optimizer) -> None:
     checks = {"lambd": check_strength, "l1": check_strength, "rho": check_fraction}
     for group in optimizer.param_groups:
-        for key in checks.keys() & group.keys():
-            checks[key](key, group[key])
-    for p, strengths in _shared_parameters(optimizer):
+        keys = [key for key in _KEYS if key in group]
+        if keys and not {"lambd", "l1"} & set(keys):
+            raise ValueError(f"a group with {keys[0]} must have lambd or l1 too; got {keys}")
+        if keys and "lr" not in group:
+            raise ValueError("a group with lambd or l1 must have lr; got none")
+        for key in keys:
+            if key in checks:
+                checks[key](key, group[key])
+    for p, strengths in _regularized_parameters(optimizer):
+        check_weights("params", p)
         check_strength("lr * lambd", strengths["lambd"])
         check_strength("lr * l1", strengths["l1"])
         Groups(p.shape, strengths["dim"])

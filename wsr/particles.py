@@ -58,13 +58,11 @@ class _Average(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, heads: Tensor) -> Tensor:
         ctx.save_for_backward(heads)
         begin, end = bounds(heads)
-        first = values.gather(-1, begin)
-        # Offsets from the first member keep equal values exactly equal; halves cannot overflow.
-        offset = values / 2 - first / 2
         cluster = heads.long().cumsum(-1) - 1
-        reach = torch.zeros_like(offset).scatter_reduce(-1, cluster, offset.abs(), "amax")
-        mean_offset = ExactSums(offset, reach.gather(-1, cluster)).float_mean(begin, end)
-        return first + mean_offset + mean_offset
+        largest = torch.zeros_like(values).scatter_reduce(-1, cluster, values.abs(), "amax")
+        scale = largest.gather(-1, cluster)  # on a grid of its own, a cluster's mean is exact
+        mean = ExactSums(values, scale).float_mean(begin, end)
+        return torch.where(scale.isfinite(), mean, torch.nan)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -75,7 +73,8 @@ class _Average(torch.autograd.Function):
 def average(values: Tensor, heads: Tensor) -> Tensor:
     """Replace each value by the mean of its cluster, bitwise equal throughout the cluster.
 
-    ``values`` is float64 of the shape of ``heads`` and finite.  Differentiable in ``values``.
+    ``values`` is float64 of the shape of ``heads``; a cluster with a NaN or an infinity becomes
+    NaN.  Differentiable in ``values``.
     """
     result: Tensor = _Average.apply(values, heads)  # type: ignore[no-untyped-call]
     return result
@@ -86,7 +85,7 @@ def unsort(values: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(values).scatter(-1, order, values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """The motion of d sticky particles between time 0 and time 1, one row an event.
 
@@ -111,7 +110,7 @@ class Trajectory:
     labels: Tensor
 
     def at(self, t: float) -> Tensor:
-        """Return the positions, shape (d,), at a time t in [0, 1]."""
+        """Return the positions, shape (d,), at a time t in [0, 1]; ValueError at any other."""
         if not 0 <= t <= 1:
             raise ValueError(f"t must lie in [0, 1]; got {t}")
         n = int(torch.searchsorted(self.times, t, right=True)) - 1
@@ -147,8 +146,10 @@ def simulate(w: Tensor, lambd: float) -> Trajectory:
 
     Notes
     -----
-    Meant for figures: O(d log d) events are found with a heap, but every event records d
-    positions.  To get the end points alone, call :func:`wsr.prox`.
+    Meant for figures: the events, fewer than d, are found with a heap in O(d log d), but every
+    event records d positions.  To get the end points alone, call :func:`wsr.prox`.  Derived in the
+    chapters *The proximal mapping* and *Sticky particles*; Shakerinava et al. (2024), arXiv
+    2311.03096.
 
     Examples
     --------

@@ -6,6 +6,7 @@ value, its gauge and the certificate of optimality therefore all cost one sort.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsr.arguments import Dim, Groups, check_strength, check_weights
@@ -36,13 +37,13 @@ def penalty(w: Tensor, dim: Dim = None) -> Tensor:
     TypeError
         If ``w`` is not a tensor of one of these dtypes.
     ValueError
-        If ``dim`` does not name dimensions of ``w``.
+        If ``dim`` does not name dimensions of ``w``, or a group is larger than 2^31 - 1.
 
     Notes
     -----
-    Costs O(d log d), by the rank form in the chapter *The penalty*.  The value is about as large
-    as d times the spread of the weights, which can overflow in float16.  The penalty is that of
-    Shakerinava et al. (2024), arXiv 2311.03096.
+    Not finite for a group with a NaN or an infinity.  Costs O(d log d), by the rank form in the
+    chapter *The penalty*.  The value is about as large as d times the spread of the weights, which can
+    overflow in float16.  The penalty is that of Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------
@@ -52,7 +53,8 @@ def penalty(w: Tensor, dim: Dim = None) -> Tensor:
     """
     check_weights("w", w)
     ascending = Groups(w.shape, dim).rows(w).sort(dim=-1).values.double()
-    return (rank_coefficients(ascending) * ascending).sum(-1).to(w.dtype)
+    above_least = ascending - ascending[..., :1].detach()  # the coefficients sum to zero
+    return (rank_coefficients(ascending) * above_least).sum(-1).to(w.dtype)
 
 
 def rank_coefficients(ascending: Tensor) -> Tensor:
@@ -87,7 +89,18 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
     Returns
     -------
     Tensor
-        float64, shape ``(...)``.
+        float64, shape ``(...)``; NaN for a row with a NaN or an infinity.
+
+    Raises
+    ------
+    TypeError
+        If ``s`` is not a floating-point tensor.
+    ValueError
+        If ``s`` has no dimension, or a strength is negative or not finite.
+
+    Notes
+    -----
+    Derived in the chapter *Duality and certificates*.
 
     Examples
     --------
@@ -99,6 +112,8 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
     check_weights("s", s)
     check_strength("lambd", lambd)
     check_strength("l1", l1)
+    if s.ndim == 0:
+        raise ValueError("s must have at least one dimension; got a 0-dim tensor")
     d = s.shape[-1]
     lambd, l1 = _on(s.device, lambd, l1)
     m = torch.arange(1, d + 1, dtype=torch.float64, device=s.device)
@@ -112,7 +127,8 @@ def gauge(s: Tensor, lambd: float | Tensor = 1.0, *, l1: float | Tensor = 0.0) -
     need = torch.maximum(largest, -smallest)
     # Without l1 there is no room for the sum of all, of which rounding may have left a rest.
     fits = (need <= 0) | ((l1 == 0) & (m == d))
-    return torch.where(fits, 0.0, need / room).amax(-1)
+    quotient = F.pad(torch.where(fits, 0.0, need / room), (1, 0)).amax(-1)
+    return torch.where(s.isfinite().all(-1), quotient, torch.nan)
 
 
 def _on(device: torch.device, *strengths: float | Tensor) -> list[Tensor]:
@@ -158,7 +174,8 @@ def duality_gap(
 
     Notes
     -----
-    Costs O(d log d).  Derived in the chapter *The proximal mapping*.
+    Costs O(d log d).  Squares of differences below 1e-160 vanish.  Derived in the chapter *Duality
+    and certificates*.
 
     Examples
     --------
@@ -181,39 +198,54 @@ def duality_gap(
         return primal.sum(-1)
     valid = (primal.isfinite() & given.isfinite()).all(-1)
     primal, given = (torch.where(valid.unsqueeze(-1), v, 0.0) for v in (primal, given))
-    strengths = _on(w.device, lambd, l1)
-    residual, by_residual = (given - primal).sort(dim=-1)
-    by_value = primal.gather(-1, by_residual).sort(dim=-1, stable=True)
-    # Two candidates for the dual point: near w - u among all subgradients anywhere, which suits
-    # any u; and near it among those at u, which is much nearer if u has its ties right.
-    loose = _gap(primal.gather(-1, by_residual), residual, *strengths, tied=False)
-    tight = _gap(by_value.values, residual.gather(-1, by_value.indices), *strengths, tied=True)
-    return torch.where(valid, torch.minimum(loose, tight), torch.nan)
+    lambd, l1 = _on(w.device, lambd, l1)
+    residual, order = (given - primal).sort(dim=-1)
+    primal = primal.gather(-1, order)
+    gap = torch.minimum(
+        _gap_anywhere(primal, residual, lambd, l1), _gap_at_u(primal, residual, lambd, l1)
+    )
+    return torch.where(valid, gap.nan_to_num(nan=torch.inf), torch.nan)
 
 
-def _gap(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor, *, tied: bool) -> Tensor:
-    """Return the gap between u and a dual point near the residual w - u.
+def _gap_anywhere(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor) -> Tensor:
+    """Return the gap to a dual point near the sorted residual w - u: of use for any u."""
+    begin = torch.zeros_like(residual, dtype=torch.int64)
+    end = torch.full_like(begin, residual.shape[-1])
+    dual = _dual_point(residual, torch.zeros_like(u), begin, end, lambd, l1.expand_as(u))
+    value = lambd * penalty(u, -1) + l1 * u.abs().sum(-1)
+    slack = (value - (dual * u).sum(-1)).clamp(min=0)
+    return 0.5 * (dual - residual).square().sum(-1) + slack
 
-    The dual point is a subgradient of lambd R + l1 |.|_1: at u if ``tied``, else somewhere.
-    Along the rows, u is sorted if ``tied``, and the residual is sorted where u is tied, else
-    all along.
+
+def _gap_at_u(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor) -> Tensor:
+    """Return the gap to a subgradient at u near the residual: much less if u has its ties right.
+
+    There the dual point times u is the value of the penalties, so there is no slack.
     """
-    d = u.shape[-1]
-    k = torch.arange(d, device=u.device).expand_as(u)
-    if tied:
-        begin, end = torch.searchsorted(u, u), torch.searchsorted(u, u, right=True)
-        sign, box = l1 * u.sign(), torch.where(u == 0, l1, 0.0)
-    else:
-        begin, end = torch.zeros_like(u, dtype=torch.int64), torch.full_like(u, d).long()
-        sign, box = torch.zeros_like(u), l1.expand_as(u)
-    # The subgradients form a product over the ties: a centre, and around it all r of which every
-    # m entries sum to at most room(m), and all together to at most that of the box.
-    size = end - begin
-    unit = lambd / max(d - 1, 1)
-    centre = unit * (begin + end - d) + sign
+    u, order = u.sort(dim=-1, stable=True)
+    residual = residual.gather(-1, order)  # sorted among tied u
+    begin, end = torch.searchsorted(u, u), torch.searchsorted(u, u, right=True)
+    centre = lambd * rank_coefficients(u) + l1 * u.sign()
+    dual = _dual_point(residual, centre, begin, end, lambd, torch.where(u == 0, l1, 0.0))
+    return 0.5 * (dual - residual).square().sum(-1)
+
+
+def _dual_point(
+    residual: Tensor, centre: Tensor, begin: Tensor, end: Tensor, lambd: Tensor, box: Tensor
+) -> Tensor:
+    """Push the residual into a product of sets, one for each range begin <= k < end.
+
+    Such a set is the centre plus all r of which every m entries sum to at most
+    lambd m (size - m) / (d - 1) + box m in absolute value.  Clamping fits single entries, a shift
+    all of them together, scaling the rest.  The residual is sorted within each range.
+    """
+    d = residual.shape[-1]
+    k = torch.arange(d, device=residual.device).expand_as(begin)
+    unit, size = lambd / max(d - 1, 1), end - begin
 
     def over_room(need: Tensor, m: Tensor) -> Tensor:
-        return torch.where((need > 0) & (m < size), need / (unit * (m * (size - m)) + box * m), 0.0)
+        room = unit * (m * (size - m)) + box * m
+        return torch.where((need > 0) & (m < size), need / room, 0.0)
 
     reach = unit * (size - 1) + box
     r = (residual - centre).clamp(-reach, reach)
@@ -222,11 +254,5 @@ def _gap(u: Tensor, residual: Tensor, lambd: Tensor, l1: Tensor, *, tied: bool) 
     sums = ExactSums(r)
     smallest = over_room(-sums.float_total(begin, k + 1), k + 1 - begin)
     largest = over_room(sums.float_total(k, end), end - k)
-    excess = torch.maximum(smallest, largest)
-    worst = torch.ones_like(u).scatter_reduce(-1, begin, excess, "amax").gather(-1, begin)
-    dual = centre + r / worst
-    gap = 0.5 * (dual - residual).square().sum(-1)
-    if not tied:  # at u itself, the subgradients give the penalties of u exactly
-        value = lambd * penalty(u, -1) + l1 * u.abs().sum(-1)
-        gap = gap + (value - (dual * u).sum(-1)).clamp(min=0)
-    return gap
+    excess = torch.ones_like(r).scatter_reduce(-1, begin, torch.maximum(smallest, largest), "amax")
+    return centre + r / excess.gather(-1, begin)

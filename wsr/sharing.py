@@ -48,12 +48,24 @@ class Sharing:
         dim : int or tuple of int, optional
             The groups, as in :func:`wsr.penalty`.
 
+        Returns
+        -------
+        Sharing
+            A NaN shares with nothing.
+
         Raises
         ------
         TypeError
             If ``w`` is not a tensor of one of these dtypes.
         ValueError
-            If ``dim`` does not name dimensions of ``w``.
+            If ``dim`` does not name dimensions of ``w``, or a group is larger than 2^31 - 1.
+
+        Examples
+        --------
+        >>> import torch, wsr
+        >>> wsr.Sharing.of(torch.tensor([[1.0, 1.0], [1.0, 3.0]]), dim=1).labels
+        tensor([[0, 0],
+                [1, 2]])
         """
         check_weights("w", w)
         groups = Groups(w.shape, dim)
@@ -77,12 +89,13 @@ class Sharing:
         Parameters
         ----------
         w : Tensor
-            Finite, of the shape of ``labels``.
+            Of the shape of ``labels``.
 
         Returns
         -------
         Tensor
-            Of the shape and dtype of ``w``; averaged in float64.  Differentiable.
+            Of the shape and dtype of ``w``; averaged in float64.  A cluster with a NaN or an
+            infinity becomes NaN.  Differentiable.
 
         Raises
         ------

@@ -2,8 +2,9 @@
 
 Every algorithm takes the free end points ``z`` of sorted particles, a finite floating-point tensor
 of shape (..., d), and returns ``heads``, a bool tensor of that shape: True at the first particle
-of each cluster.  Clusters that touch count as one.  All of them decide by the same exact
-comparisons and give the same heads; they differ in the time they take.
+of each cluster.  Clusters that touch count as one.  All of them compare exact means on the grid of
+:mod:`wsr.exact_sums`, 2^-62 of the largest end point of the row wide, and give the same heads; they
+differ in the time they take.
 """
 
 from collections.abc import Callable, Mapping

@@ -43,6 +43,7 @@ def imminent_collisions(z: Tensor) -> Tensor:
     while True:
         mean = sums.mean(begin, torch.cat([begin[1:], last]))
         before = Mean(*(part.roll(1) for part in mean))
+        # The first cluster of a row has none before it: what was rolled there does not count.
         imminent = before.at_least(mean) & (begin % max(d, 1) != 0)
         if not imminent.any():
             break

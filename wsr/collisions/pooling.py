@@ -41,11 +41,23 @@ def pool_adjacent_violators(z: Tensor) -> Tensor:
     tensor([ True, False, False,  True])
     """
     sums = ExactSums(z.cpu())
-    rows, d = math.prod(z.shape[:-1]), z.shape[-1]
-    heads = torch.zeros(z.shape, dtype=torch.bool, device="cpu")
-    high, low = (limb.reshape(rows, d + 1).numpy() for limb in (sums.high, sums.low))
-    _compiled()(high, low, heads.view(rows, d).numpy())
+    heads: Tensor = _pooled_heads(sums.high, sums.low)
     return heads.to(z.device) | separated(z)
+
+
+# An operator, because torch.compile would look into a function, and numba's are opaque.
+@torch.library.custom_op("wsr::pool_adjacent_violators", mutates_args=())
+def _pooled_heads(high: Tensor, low: Tensor) -> Tensor:
+    rows, d = math.prod(high.shape[:-1]), high.shape[-1] - 1
+    heads = torch.zeros(*high.shape[:-1], d, dtype=torch.bool, device="cpu")
+    prefix = (limb.reshape(rows, d + 1).numpy() for limb in (high, low))
+    _compiled()(*prefix, heads.view(rows, d).numpy())
+    return heads
+
+
+@_pooled_heads.register_fake
+def _(high: Tensor, low: Tensor) -> Tensor:
+    return high.new_empty(*high.shape[:-1], high.shape[-1] - 1, dtype=torch.bool)
 
 
 def _pool(high: NDArray[np.int64], low: NDArray[np.int64], heads: NDArray[np.bool_]) -> None:
@@ -82,5 +94,8 @@ def _pool(high: NDArray[np.int64], low: NDArray[np.int64], heads: NDArray[np.boo
 def _compiled() -> Callable[..., None]:
     import numba  # here, because importing it takes longer than many a program that imports wsr
 
-    compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(_pool)
+    try:
+        compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(_pool)
+    except RuntimeError:  # no folder to cache it in: a read-only installation
+        compiled = numba.njit(nogil=True)(_pool)
     return compiled
