@@ -42,8 +42,9 @@ def penalty(w: Tensor, dim: Dim = None) -> Tensor:
     Notes
     -----
     Not finite for a group with a NaN or an infinity.  Costs O(d log d), by the rank form in the
-    chapter *The penalty*.  The value is about as large as d times the spread of the weights, which can
-    overflow in float16.  The penalty is that of Shakerinava et al. (2024), arXiv 2311.03096.
+    chapter *The penalty*.  The value is about as large as d times the spread of the weights,
+    which can overflow in float16.  The penalty is that of Shakerinava et al. (2024), arXiv
+    2311.03096.
 
     Examples
     --------
