@@ -7,7 +7,7 @@ BOOK := _build/html/index.html
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test lint book check-book lab gpu clean
+.PHONY: help test lint book check-book pdf lab gpu clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -34,6 +34,9 @@ book: $(INSTALLED)  ## execute the chapters and render the book; warnings are er
 
 check-book: $(INSTALLED)  ## test the rendered book: links, alt texts, downloads, a real browser
 	$(BIN)/python -m pytest tests/book
+
+pdf: $(INSTALLED)  ## print the rendered book to _build/pdf/wsr.pdf (needs a browser, as check-book)
+	$(BIN)/python book/_ext/print_book.py _build/html _build/pdf/wsr.pdf
 
 # The setting, inside this environment only, has a click on a chapter open it as a notebook.
 lab: $(INSTALLED)  ## open JupyterLab with the chapters as notebooks

@@ -37,7 +37,8 @@ def prox(
     rho : float
         Relaxation, in [0, 1].  The clusters are those of the full ``lambd`` and the zeros those
         of the full ``l1``, but each cluster moves from the mean of its members by (1 - rho) of
-        its displacement only.  0 is the proximal mapping; 1 ties without moving.
+        its displacement only.  0 is the proximal mapping; 1 ties without moving.  With both ``rho``
+        and ``l1``, the order of weights on either side of zero may change.
     dim : int or tuple of int, optional
         The groups, as in :func:`wsr.penalty`: each remaining index is a problem of its own, all
         solved in one batch.
@@ -62,11 +63,11 @@ def prox(
 
     Notes
     -----
-    Costs O(d log d).  Differentiable: d/dw averages over each cluster (zero where l1 removed it),
-    d/dlambd is the velocity of the cluster, d/dl1 is -sign; where the clusters change, these are
-    the derivatives of one side.  Clusters are told apart to 2^-62 of the largest of weights and
-    lambd in a group.  Derived in the chapter *The proximal mapping*; Theorem 4 of
-    Shakerinava et al. (2024), arXiv 2311.03096.
+    Costs O(d log d).  Clusters are told apart to 2^-62 of the largest of weights and lambd in a
+    group.  Differentiable: d/dw averages over each cluster (zero where l1 removed it), d/dlambd is
+    the velocity of the cluster, d/dl1 is -sign; where the clusters change, these are the
+    derivatives of one side.  Derived in the chapters *The proximal mapping* and *Composition*;
+    Theorem 4 of Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------

@@ -1,15 +1,18 @@
-"""The built book, a web server for it, and a browser."""
+"""The built book, a web server for it, a browser, and the book as a PDF."""
 
 import functools
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-SITE = Path(__file__).resolve().parents[2] / "_build" / "html"
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
 
 
 def pytest_generate_tests(metafunc):
@@ -68,3 +71,15 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=executable, args=flags)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def pdf(browser, tmp_path_factory):
+    """Print the book, as ``make pdf`` does, and return a reader of the PDF."""
+    from pypdf import PdfReader
+
+    target = tmp_path_factory.mktemp("pdf") / "wsr.pdf"
+    script = ROOT / "book" / "_ext" / "print_book.py"
+    run = subprocess.run([sys.executable, script, SITE, target], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return PdfReader(target)

@@ -5,12 +5,15 @@ Run by ``make check-book`` after ``make book``.
 
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,13 +56,17 @@ def anchors(page):
     return {tag.get(key) for tag in found for key in ("id", "name")} - {None}
 
 
-def chapters():
-    """Return the sources in the table of contents that have code cells."""
+def sources():
+    """Return the sources in the table of contents, in order."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+
+
+def chapters():
+    """Return those of the sources that have code cells."""
     return [
         name
-        for name in [toc["root"], *listed]
+        for name in sources()
         if "{code-cell}" in (ROOT / f"{name}.md").read_text(encoding="utf-8")
     ]
 
@@ -195,3 +202,79 @@ def test_page_in_a_browser(browser, address, page, width):
         "page wider than the window": [page_width] if page_width > width else [],
     }
     assert {name: found for name, found in faults.items() if found} == {}
+
+
+# Opens what is folded, as a reader does.  The theme takes 0.3 s to measure what then scrolls, and
+# what fades in has no contrast before it is there.
+UNFOLD = """async () => {
+  if (window.MathJax?.startup) await MathJax.startup.promise;
+  const folded = "article details:not([open]) > summary, article .toggle-button-hidden";
+  for (const handle of document.querySelectorAll(folded)) handle.click();
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await Promise.all(document.getAnimations().map((animation) => animation.finished));
+}"""
+
+
+def test_page_is_accessible(browser, address, page):
+    with browser.new_context(viewport={"width": 1280, "height": 844}) as context:
+        tab = context.new_page()
+        tab.goto(f"{address}/{page}", wait_until="load")
+        tab.wait_for_load_state("networkidle")
+        tab.evaluate(UNFOLD)
+        violations = Axe().run(tab).response["violations"]
+    faults = {
+        f"{violation['id']} ({violation['impact']})": [
+            (node["html"][:200], node["failureSummary"]) for node in violation["nodes"]
+        ]
+        for violation in violations
+        if violation["impact"] != "minor"
+    }
+    assert faults == {}, page
+
+
+def words(text):
+    """Return the text without what lies between its letters: a PDF has its own spaces."""
+    return re.sub(r"[\W_]+", "", text)
+
+
+def test_pdf_has_every_chapter_and_lists_it_in_its_outline(pdf):
+    headings = [soup(f"{name}.html").select_one("article h1") for name in sources()]
+    titles = [words(heading.get_text()) for heading in headings]
+    entries = [entry for entry in pdf.outline if not isinstance(entry, list)]
+    assert [words(entry.title) for entry in entries] == titles
+    numbers = [pdf.get_destination_page_number(entry) for entry in entries]
+    assert numbers == sorted(set(numbers))
+    for number, title in zip(numbers, titles, strict=True):
+        assert title in words(pdf.pages[number].extract_text())
+
+
+def test_pdf_shows_every_figure_with_its_alt_text(pdf):
+    shown, nodes = set(), [pdf.trailer["/Root"]["/StructTreeRoot"]]
+    while nodes:
+        node = nodes.pop().get_object()
+        if isinstance(node, list):
+            nodes += node
+        elif isinstance(node, dict):
+            if node.get("/S") == "/Figure":
+                shown.add(node.get("/Alt"))
+            if "/K" in node:
+                nodes.append(node["/K"])
+    pages = [soup(f"{name}.html") for name in sources()]
+    images = [tag for page in pages for tag in page.select("article img:not(noscript img)")]
+    assert images
+    assert {tag["alt"] for tag in images} - shown == set()
+
+
+def test_pdf_wants_a_built_book(tmp_path):
+    script = ROOT / "book" / "_ext" / "print_book.py"
+    command = [sys.executable, script, tmp_path / "html", tmp_path / "wsr.pdf"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "run `make book` first" in run.stderr
+
+
+def test_claims_name_tests_that_exist():
+    named = re.findall(r"`(test_\w+)`", (ROOT / "book" / "claims.md").read_text(encoding="utf-8"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    assert named
+    assert set(named) - set(re.findall(r"^def (test_\w+)\(", code, re.MULTILINE)) == set()

@@ -13,8 +13,8 @@ def bridges(z: Tensor) -> Tensor:
     The clusters a of the left range and b of the right range that merge are those with a >= mu
     and b <= mu, where mu is their common mean: the excess of the left ones over mu makes good
     what the right ones lack.  To weigh the excess over one a against the lack below one b tells
-    on which side of mu one of the two lies, and so decides about half of the clusters that were
-    still undecided in its range.
+    on which side of mu one of the two lies, and so decides about at least half of the particles
+    that were still undecided on its side.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def bridges(z: Tensor) -> Tensor:
     log d levels of at most 2 log d steps, each of constant depth: O(log^2 d) depth beyond the
     prefix sums, no host synchronisation.  The searches take O(d) work in all; this version, in
     plain tensor operations, also marks the bounds of the clusters anew in each level, at
-    O(d log d).
+    O(d log d).  Proved in the chapter *The rightmost collision*.
 
     Examples
     --------
