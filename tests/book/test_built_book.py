@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -233,8 +234,8 @@ def test_page_is_accessible(browser, address, page):
 
 
 def words(text):
-    """Return the text without what lies between its letters: a PDF has its own spaces."""
-    return re.sub(r"[\W_]+", "", text)
+    """Return the text without spaces and ligatures, of which a PDF has its own."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text))
 
 
 def test_pdf_has_every_chapter_and_lists_it_in_its_outline(pdf):
