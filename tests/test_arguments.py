@@ -166,7 +166,7 @@ def test_shapes_must_agree() -> None:
 
 def test_only_finite_weights_move() -> None:
     for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"^w must be finite"):
+        with pytest.raises(ValueError, match=r"^w must be finite; got a NaN or an infinity$"):
             wsr.simulate(torch.tensor([0.0, bad]), 0.1)
 
 

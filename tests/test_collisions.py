@@ -67,6 +67,17 @@ def test_fractions_at_the_bottom_of_the_grid_decide(
 
 
 @each_algorithm
+@pytest.mark.parametrize("k", [-1, 0, 1])
+def test_both_limbs_decide(find_heads: Algorithm, device: torch.device, k: int) -> None:
+    # The first two have the mean 2^-32, half a unit of the upper limb; the third is k units of the
+    # lower one away from it.
+    z = [2.0**-31, 0.0, 2.0**-32 + k * 2.0**-62, 0.75]
+    assert find_heads(
+        torch.tensor(z, dtype=torch.float64, device=device)
+    ).tolist() == oracles.heads(z)
+
+
+@each_algorithm
 def test_each_row_has_a_grid_of_its_own(find_heads: Algorithm, device: torch.device) -> None:
     row = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z = row * torch.tensor([[1e-300], [1e-3], [1.0], [1e300]], dtype=torch.float64)

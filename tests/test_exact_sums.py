@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import end_points, weights
 
@@ -98,6 +98,8 @@ def means(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @settings(max_examples=300)
+@example(left=[1], right=[0], a=(0, 1, 2), b=(0, 1, 2))  # two halves make one whole
+@example(left=[1], right=[0], a=(0, 1, 3), b=(0, 1, 2))
 @given(
     left=st.lists(st.integers(-4, 4), min_size=1, max_size=4),
     right=st.lists(st.integers(-4, 4), min_size=1, max_size=4),

@@ -134,7 +134,5 @@ def test_the_gauge_is_the_strength_that_ties_all(device: torch.device, w: list[f
 )
 def test_gauge(s: list[float], lambd: float, l1: float, expected: float) -> None:
     assert gauge(torch.tensor(s), lambd, l1=l1).item() == expected
-    assert gauge(torch.tensor([s, s]), torch.tensor(lambd), l1=torch.tensor(l1)).tolist() == [
-        expected,
-        expected,
-    ]
+    rows = torch.tensor([s, [0.0] * len(s)])
+    assert gauge(rows, torch.tensor(lambd), l1=torch.tensor(l1)).tolist() == [expected, 0]

@@ -175,7 +175,8 @@ def test_twice_is_an_error_until_removed() -> None:
     p = parameter(0.0, 8.0)
     optimizer = torch.optim.SGD([{"params": [p], "lambd": 1.0}], lr=1.0)
     handle = wsr.proximal(optimizer)
-    with pytest.raises(ValueError, match="optimizer is proximal already"):
+    message = r"^optimizer is proximal already; remove the first handle to start anew$"
+    with pytest.raises(ValueError, match=message):
         wsr.proximal(optimizer)
     handle.remove()
     optimizer.step()
