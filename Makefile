@@ -28,8 +28,9 @@ lint: $(INSTALLED)  ## check style, format and types
 
 # Sphinx does not read an unchanged page again, so after a failure its record of pages is dropped:
 # otherwise the next build would not repeat the warning, and pass. Executed notebooks stay cached.
+# One thread, because the chapters' tensors are small, and threads wait for each other on a busy machine.
 book: $(INSTALLED)  ## execute the chapters and render the book; warnings are errors
-	$(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/jupyter-book build . -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	@echo "The book is at $(CURDIR)/$(BOOK)"
 
 check-book: $(INSTALLED)  ## test the rendered book: links, alt texts, downloads, a real browser
