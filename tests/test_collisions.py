@@ -3,7 +3,7 @@
 import oracles
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import end_points, weights
 from torch import Tensor
@@ -55,6 +55,7 @@ def test_touching_clusters_count_as_one(
 
 
 @each_algorithm
+@settings(max_examples=200)
 @given(units=st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_fractions_at_the_bottom_of_the_grid_decide(
     find_heads: Algorithm, device: torch.device, units: list[int]

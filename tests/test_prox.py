@@ -89,9 +89,9 @@ def test_order_and_ties_are_kept(device: torch.device, w: Tensor, lambd: float) 
 @pytest.mark.parametrize(
     ("w", "lambd"),
     [
-        ([1.6, 1.8, 1.0, 1.6], 0.5),
-        ([1.7 + 2e-16, 0.2, 1.1], 0.8),
-        ([0.7 + 1e-16, 1.2 + 2e-16, 1.1], 0.3),
+        ([0.7, 1.45, 10.625000000000002, 11.524999999999999], 7.5),
+        ([-1.4, -1.144, 6.685333333333334, 7.837333333333333], 6.4),
+        ([6.9, 6.9, 9.506666666666668, 9.626666666666667], 2.0),
     ],
 )
 def test_order_is_kept_where_rounding_would_break_it(w: list[float], lambd: float) -> None:
