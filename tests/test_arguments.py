@@ -125,7 +125,7 @@ def test_numbers_of_all_kinds_are_strengths(good: float | Tensor) -> None:
 )
 def test_rho(bad: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"^rho must .*; got {re.escape(str(bad).strip())}|'0'"):
-        wsr.prox(W, 0.1, rho=bad)  # type: ignore[arg-type]
+        wsr.prox(W, 0.1, rho=bad)
 
 
 @table(TAKE_DIM)
@@ -150,7 +150,7 @@ def test_numpy_integers_are_dims() -> None:
 def test_an_unknown_algorithm_lists_the_known_ones(bad: object) -> None:
     expected = rf"^algorithm must be one of .*; got {re.escape(repr(bad))}$"
     with pytest.raises(ValueError, match=expected) as caught:
-        wsr.prox(W, 0.1, algorithm=bad)  # type: ignore[arg-type]
+        wsr.prox(W, 0.1, algorithm=bad)
     known = ", ".join(repr(name) for name in ("auto", *wsr.ALGORITHMS))
     assert f"one of {known};" in str(caught.value)
 

@@ -33,7 +33,7 @@ def test_the_table_names_the_algorithms() -> None:
     for name, algorithm in wsr.ALGORITHMS.items():
         assert algorithm.__name__ == name
     with pytest.raises(TypeError):
-        wsr.ALGORITHMS["mine"] = None  # type: ignore[index]
+        wsr.ALGORITHMS["mine"] = None
 
 
 @each_algorithm

@@ -215,7 +215,7 @@ def test_only_optimizers_are_taken() -> None:
     with pytest.raises(
         TypeError, match=r"^optimizer must be a torch\.optim\.Optimizer; got Linear$"
     ):
-        wsr.proximal(nn.Linear(1, 1))  # type: ignore[arg-type]
+        wsr.proximal(nn.Linear(1, 1))
 
 
 BAD = [
@@ -275,7 +275,7 @@ def test_a_parameter_without_an_order_is_refused_before_it_moves() -> None:
 
 def test_a_group_without_learning_rate_is_refused() -> None:
     class Own(torch.optim.Optimizer):
-        def step(self) -> None:  # type: ignore[override]
+        def step(self) -> None:
             pass
 
     optimizer = Own([{"params": [parameter(1.0)], "lambd": 1.0}], {})
@@ -309,7 +309,7 @@ def test_a_learning_rate_gone_bad_is_named() -> None:
 class Twice(torch.optim.SGD):
     """An optimizer whose step adds to that of its base class."""
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:
         if callable(closure):
             closure()
         super().step()
@@ -321,7 +321,7 @@ class Twice(torch.optim.SGD):
 class Own(torch.optim.SGD):
     """An optimizer whose step replaces that of its base class."""
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:
         if callable(closure):
             closure()
         with torch.no_grad():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import TqdmWarning, tqdm  # type: ignore[import-untyped]
+from tqdm import TqdmWarning, tqdm
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -128,7 +128,7 @@ def _download() -> list[Path]:
     with warnings.catch_warnings():
         # In a notebook pooch misses ipywidgets, for a progress bar that is not used here.
         warnings.simplefilter("ignore", TqdmWarning)
-        import pooch  # type: ignore[import-untyped]
+        import pooch
 
     pooch.get_logger().setLevel("WARNING")  # it tells of each file on stderr
     store = pooch.create(
@@ -156,7 +156,7 @@ def _download() -> list[Path]:
 
 def _bundled() -> Digits:
     """Return scikit-learn's digits; the last fifth of them is the test set."""
-    from sklearn import datasets  # type: ignore[import-untyped]
+    from sklearn import datasets
 
     images, labels = datasets.load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8)
