@@ -5,6 +5,7 @@ from torch import Tensor
 
 from wsr.arguments import Dim, Groups, check_fraction, check_strength, check_weights
 from wsr.collisions import ALGORITHMS, Algorithm
+from wsr.kernels import path_for
 from wsr.particles import average, bounds, free_end_points, unsort, velocity
 
 
@@ -85,12 +86,36 @@ def prox(
     check_strength("l1", l1)
     check_fraction("rho", rho)
     groups = Groups(w.shape, dim)
-    find_heads = _algorithm(algorithm, w.device)
+    known = ("auto", *ALGORITHMS)
+    if not isinstance(algorithm, str) or algorithm not in known:
+        raise ValueError(f"algorithm must be one of {', '.join(map(repr, known))}; got {algorithm!r}")
     if w.numel() == 0:
         return w.clone()
-    lambd, l1 = (s.double() if isinstance(s, Tensor) else float(s) for s in (lambd, l1))
-
     rows = groups.rows(w)
+    result = _fused(rows, lambd, l1, rho) if algorithm == "auto" else None
+    if result is None:
+        result = _composed(rows, lambd, l1, rho, _algorithm(algorithm, w.device))
+    return groups.restore(result)
+
+
+def _fused(
+    rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float
+) -> Tensor | None:
+    """Return the prox by a path of its own for this device, if it has one that can do it."""
+    differentiated = torch.is_grad_enabled() and any(
+        isinstance(v, Tensor) and v.requires_grad for v in (rows, lambd, l1)
+    )
+    if differentiated or torch.compiler.is_compiling():  # it can be seen into neither way
+        return None
+    path = path_for(rows)
+    return None if path is None else path(rows, lambd, l1, rho)
+
+
+def _composed(
+    rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float, find_heads: Algorithm
+) -> Tensor:
+    """Return the prox of each row, step by step, with gradients."""
+    lambd, l1 = (s.double() if isinstance(s, Tensor) else float(s) for s in (lambd, l1))
     valid = rows.isfinite().all(-1, keepdim=True)
     for strength in (lambd, l1):
         if isinstance(strength, Tensor):  # on an accelerator it has not been checked
@@ -100,21 +125,25 @@ def prox(
     with torch.no_grad():
         heads = find_heads(free_end_points(x, lambd))
     mean_x = average(x, heads)
-    mean_v = lambd * velocity(*bounds(heads), groups.size)
+    mean_v = lambd * velocity(*bounds(heads), rows.shape[-1])
     position = _in_order(mean_x + mean_v)
-    shrunk = torch.lerp(position - l1 * position.sign(), mean_x, rho)
+    shrunk = _between(position - l1 * position.sign(), mean_x, rho)
     moved = torch.where(position.abs() < l1, 0.0, shrunk)
-    result = torch.where(valid, unsort(moved, order), torch.nan).to(w.dtype)
-    return groups.restore(result + 0.0)  # what has been rounded to zero is +0.0
+    result = torch.where(valid, unsort(moved, order), torch.nan).to(rows.dtype)
+    return result + 0.0  # what has been rounded to zero is +0.0
 
 
 def _algorithm(name: str, device: torch.device) -> Algorithm:
     if name == "auto":
         name = "pool_adjacent_violators" if device.type == "cpu" else "bridges"
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        known = ", ".join(map(repr, ("auto", *ALGORITHMS)))
-        raise ValueError(f"algorithm must be one of {known}; got {name!r}")
     return ALGORITHMS[name]
+
+
+def _between(a: Tensor, b: Tensor, fraction: float) -> Tensor:
+    """Return a + fraction * (b - a), exactly a for 0 and b for 1, rounded alike everywhere."""
+    if fraction < 0.5:
+        return a + fraction * (b - a)
+    return b - (1 - fraction) * (b - a)
 
 
 def _in_order(position: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """All neighbours that would collide merge at once, round after round: ImminentCollisions."""
 
+from collections import deque
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,8 +29,8 @@ def imminent_collisions(z: Tensor) -> Tensor:
     Notes
     -----
     Each round has constant depth, work proportional to the clusters that are left, and one host
-    synchronisation.  There are few rounds while little is shared, but up to d - 1.
-    Shakerinava et al. (2024), arXiv 2311.03096.
+    synchronisation.  There are few rounds while little is shared, but up to d - 1: derived in the
+    chapter *When the fast one is slow*.  Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------
@@ -35,19 +38,29 @@ def imminent_collisions(z: Tensor) -> Tensor:
     >>> wsr.ALGORITHMS["imminent_collisions"](torch.tensor([2.0, 0.0, 1.0, 3.0]))
     tensor([ True, False, False,  True])
     """
+    heads = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
+    (begin,) = deque(merging_rounds(z), maxlen=1)
+    heads[begin] = True
+    return heads.view(z.shape) | separated(z)
+
+
+def merging_rounds(z: Tensor) -> Iterator[Tensor]:
+    """Yield where the clusters begin: at first every particle is one, then after every round.
+
+    The begins are indices into ``z.flatten()``.
+    """
     d = z.shape[-1]
     scale = F.pad(z.double().abs(), (1, 0)).amax(-1, keepdim=True)
     sums = ExactSums(z.flatten(), scale.expand_as(z).flatten())
     last = torch.tensor([z.numel()], device=z.device)
     begin = torch.arange(z.numel(), device=z.device)  # of each cluster, one row after another
+    yield begin
     while True:
         mean = sums.mean(begin, torch.cat([begin[1:], last]))
         before = Mean(*(part.roll(1) for part in mean))
         # The first cluster of a row has none before it: what was rolled there does not count.
         imminent = before.at_least(mean) & (begin % max(d, 1) != 0)
         if not imminent.any():
-            break
+            return
         begin = begin[~imminent]
-    heads = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
-    heads[begin] = True
-    return heads.view(z.shape) | separated(z)
+        yield begin

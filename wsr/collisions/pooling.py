@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsr.compilation import compiled
 from wsr.exact_sums import LIMB, ExactSums, separated
 
 
@@ -92,10 +93,4 @@ def _pool(high: NDArray[np.int64], low: NDArray[np.int64], heads: NDArray[np.boo
 
 @functools.cache
 def _compiled() -> Callable[..., None]:
-    import numba  # here, because importing it takes longer than many a program that imports wsr
-
-    try:
-        compiled: Callable[..., None] = numba.njit(cache=True, nogil=True)(_pool)
-    except RuntimeError:  # no folder to cache it in: a read-only installation
-        compiled = numba.njit(nogil=True)(_pool)
-    return compiled
+    return compiled(_pool)

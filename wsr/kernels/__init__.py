@@ -1,0 +1,20 @@
+"""Which device has a path of its own, from weights to weights in one go?
+
+A path gives the values of the composed one in :mod:`wsr.proximal_mapping`, records no gradient, and
+is imported when a tensor on its device first arrives.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Path = Callable[[Tensor, float | Tensor, float | Tensor, float], Tensor | None]
+
+
+def path_for(rows: Tensor) -> Path | None:
+    """Return the path for these rows, None if there is none."""
+    if rows.device.type == "cpu":
+        from wsr.kernels.cpu import prox_rows
+
+        return prox_rows
+    return None

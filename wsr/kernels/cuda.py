@@ -1,0 +1,633 @@
+"""From weights to weights on a GPU: tiles of sorted particles, a tree of bridges, one way back.
+
+A row of sorted particles is cut into tiles.  One program a tile finds the clusters within it; then
+the tiles are joined, two ranges at a time, by the bridges of :mod:`wsr.collisions.bridging`; then
+each cluster's mean is summed, moved and written to the weights that belong to it.  All decisions
+are made in the integers of :mod:`wsr.exact_sums`, on the same grid, so that the clusters and their
+values are those of the composed algorithms, whatever the order in which programs run.
+
+What the kernels know of the particles 0 <= k < n of a row:
+
+- ``high``, ``low``: the sum of the limbs of everything from the beginning of k's tile up to k
+  included, as high * 2^31 + low, 0 <= low < 2^31; ``tile_high``, ``tile_low``: the same of whole
+  tiles from the beginning of the row.  First the limbs of z, later those of x.
+- ``link``: of the first particle of a cluster its end, of the others the first, counted from the
+  beginning of the tile.  It knows the clusters that were found within a tile.
+- ``lo``, ``hi``: the particles of a tile whose clusters in ``link`` still stand.  A bridge consumes
+  the end of one range of tiles and the beginning of the next, so those that stand are a run.
+- ``edge_first``, ``edge_last``: the bounds of the cluster that crosses the left border of a tile.
+- ``apart``: whether everything before k in the row is less than everything from k on.
+
+The 65,536 values of a 16-bit dtype are particles with a mass, how often they occur.  Then
+``ranks`` tells how many weights lie before particle k, and ``sizes`` how many particles a row has.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 1024  # particles
+LEVELS = 3  # of the tree that one launch climbs
+CHUNK = 1024  # tiles that a running total takes at once
+PROBES = 8  # on each side, where tiles are joined
+
+LIMB: tl.constexpr = tl.constexpr(31)
+MASK: tl.constexpr = tl.constexpr(2**31 - 1)
+
+
+# Numbers: the grid of wsr.exact_sums
+
+
+@triton.jit
+def _maximum(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _minimum(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def _floor_divide(a, b):
+    quotient = a // b  # towards zero
+    return quotient - (quotient * b > a).to(tl.int64)
+
+
+@triton.jit
+def _exponent(scale):
+    """Return e such that scale < 2^e, for a float64 scale >= 0."""
+    return (scale.to(tl.int64, bitcast=True) >> 52) - 1022
+
+
+@triton.jit
+def _power_of_two(exponent):
+    return ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _times_power_of_two(values, exponent):
+    half = exponent >> 1
+    return values * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+@triton.jit
+def _round(values):
+    """Return the nearest integers, ties to even, of float64 values below 2^51."""
+    return (values + 6755399441055744.0) - 6755399441055744.0  # 1.5 * 2^52
+
+
+@triton.jit
+def _limbs(values, exponent):
+    """Return the values, below 2^exponent, in units of 2^(exponent - 62): high * 2^31 + low."""
+    scaled = _times_power_of_two(values, -(exponent - LIMB))
+    high = _round(scaled)
+    low = _round((scaled - high) * 2147483648.0)
+    return high.to(tl.int64), low.to(tl.int64)
+
+
+@triton.jit
+def _normalized(high, low):
+    return high + (low >> LIMB), low & MASK
+
+
+@triton.jit
+def _not_less(a, n, b, m):
+    """Return where a / n >= b / m, for a and b in three limbs."""
+    carry = (a[2] * m - b[2] * n) >> LIMB
+    carry = (a[1] * m - b[1] * n + carry) >> LIMB
+    return a[0] * m - b[0] * n + carry >= 0
+
+
+@triton.jit
+def _excess(part, count, a, n):
+    """Return n * part - count * a in four limbs: n times the excess of a part over a mean a / n."""
+    e0 = part[2] * n - a[2] * count
+    e1 = part[1] * n - a[1] * count + (e0 >> LIMB)
+    e2 = part[0] * n - a[0] * count + (e1 >> LIMB)
+    return e2 >> LIMB, e2 & MASK, e1 & MASK, e0 & MASK
+
+
+@triton.jit
+def _not_positive(a, n, b, m):
+    """Return where a / n + b / m <= 0, for a and b in four limbs."""
+    carry = (-a[3] * m - b[3] * n) >> LIMB
+    carry = (carry - a[2] * m - b[2] * n) >> LIMB
+    carry = (carry - a[1] * m - b[1] * n) >> LIMB
+    return carry - a[0] * m - b[0] * n >= 0
+
+
+# Particles and clusters
+
+
+@triton.jit
+def _rank(k, mask, ranks):
+    """Return how many weights of the row lie before particle k."""
+    return k.to(tl.int64) if ranks is None else tl.load(ranks + k, mask, 0).to(tl.int64)
+
+
+@triton.jit
+def _velocity(first, last, d):
+    """Return the velocity for lambd = 1 of the cluster of the weights of ranks first to last."""
+    return (d - first - last).to(tl.float64) / tl.maximum(d - 1, 1).to(tl.float64)
+
+
+@triton.jit
+def _conditions(x, n, strengths):
+    """Return whether the row and its strengths are valid, and lambd, l1 and rho: 0 if not."""
+    lambd, l1, rho = tl.load(strengths), tl.load(strengths + 1), tl.load(strengths + 2)
+    least, largest = tl.load(x).to(tl.float64), tl.load(x + n - 1).to(tl.float64)
+    # A NaN is sorted to an end, and fails both comparisons.
+    infinity = float("inf")
+    valid = (least > -infinity) & (largest < infinity)
+    valid = valid & (lambd >= 0) & (lambd < infinity) & (l1 >= 0) & (l1 < infinity)
+    return valid, tl.where(valid, lambd, 0.0), tl.where(valid, l1, 0.0), rho
+
+
+@triton.jit
+def _free_end_points(x, k, n, d, ranks, strengths):
+    """Return where the particles k of a row would stand if they passed each other.
+
+    Halved where the sum could overflow, as in wsr.particles.
+    """
+    valid, lambd, _, _ = _conditions(x, n, strengths)
+    ends = tl.maximum(tl.abs(tl.load(x)), tl.abs(tl.load(x + n - 1))).to(tl.float64)
+    fastest = tl.where(d > 1, lambd, 0.0)
+    unit = tl.where(tl.maximum(ends, fastest) > 1, 0.5, 1.0)
+    values = tl.where(valid, tl.load(x + k, k < n, 0).to(tl.float64), 0.0)
+    last = k.to(tl.int64) + 1 if ranks is None else tl.load(ranks + k + 1, k < n, 0).to(tl.int64)
+    shift = lambd * _velocity(_rank(k, k < n, ranks), last, d)
+    return values * unit + shift * unit
+
+
+@triton.jit
+def _cluster(k, mask, link, tiles, T: tl.constexpr):
+    """Return the bounds of the cluster of particle k: begin, and one past its last member."""
+    tile = k // T
+    start = tile * T
+    first = start + tl.minimum(tl.load(link + k, mask, 0).to(k.dtype), k - start)
+    last = start + tl.load(link + first, mask, 0).to(k.dtype)
+    if tiles is not None:
+        lo, hi, edge_first, edge_last = tiles
+        behind = k >= tl.load(hi + tile, mask, 0)
+        crosses = mask & (behind | (k < tl.load(lo + tile, mask, 0)))
+        border = tile + behind.to(tile.dtype)
+        first = tl.where(crosses, tl.load(edge_first + border, crosses, 0).to(k.dtype), first)
+        last = tl.where(crosses, tl.load(edge_last + border, crosses, 0).to(k.dtype), last)
+    return first, last
+
+
+@triton.jit
+def _sum_before(k, mask, sums, T: tl.constexpr):
+    high, low, tile_high, tile_low = sums
+    mask = mask & (k > 0)
+    high_sum = tl.load(high + k - 1, mask, 0)
+    low_sum = tl.load(low + k - 1, mask, 0).to(tl.int64)
+    if tile_high is not None:
+        tile = (k - 1) // T
+        mask = mask & (tile > 0)
+        high_sum += tl.load(tile_high + tile - 1, mask, 0)
+        low_sum += tl.load(tile_low + tile - 1, mask, 0)
+    return high_sum, low_sum
+
+
+@triton.jit
+def _sum(begin, end, mask, sums, T: tl.constexpr):
+    """Return the sum over begin <= k < end in three limbs, the lower two not negative."""
+    high_begin, low_begin = _sum_before(begin, mask, sums, T)
+    high_end, low_end = _sum_before(end, mask, sums, T)
+    high, low = _normalized(high_end - high_begin, low_end - low_begin)
+    return high >> LIMB, high & MASK, low
+
+
+@triton.jit
+def _mass(begin, end, mask, ranks):
+    return _rank(end, mask, ranks) - _rank(begin, mask, ranks)
+
+
+@triton.jit
+def _bridges(
+    base, width, n, link, sums, tiles, ranks, T: tl.constexpr, M: tl.constexpr, P: tl.constexpr
+):
+    """Join M pairs of neighbouring ranges of ``width`` particles each, the first from base on.
+
+    Returns where the new clusters begin and end, shape (M, 1, 1), both in the middle where none
+    arises.  The search is that of wsr.collisions.bridging, with P probes a side.  Every pair of
+    probes decides one of its two.  So if some probe on the left is decided by none of its pairs,
+    those decide all probes on the right: after each step all probes of one side at least are
+    decided, and what is left open of n particles there is n // (P + 1) at most.
+    """
+    middle = base + (2 * tl.arange(0, M)[:, None, None] + 1) * width
+    inside = middle < n
+    high_a, _ = _cluster(middle - 1, inside, link, tiles, T)
+    _, low_b = _cluster(middle, inside, link, tiles, T)
+    meet = inside & _not_less(
+        _sum(high_a, middle, inside, sums, T),
+        _mass(high_a, middle, inside, ranks),
+        _sum(middle, low_b, inside, sums, T),
+        _mass(middle, low_b, inside, ranks),
+    )
+    # Undecided are the particles low_a <= k < high_a on the left and low_b <= k < high_b on the
+    # right: none if the two clusters at the border do not meet.
+    low_a = tl.where(meet, middle - width, high_a)
+    high_b = tl.where(meet, tl.minimum(middle + width, n), low_b)
+    step_a = tl.arange(0, P)[None, :, None] + 1
+    step_b = tl.arange(0, P)[None, None, :] + 1
+    undecided = tl.max(meet.to(tl.int32))
+    while undecided > 0:
+        open_a, open_b = low_a < high_a, low_b < high_b
+        mask = open_a | open_b
+        # Of a side that is decided, the outermost cluster that merges stands in for the probes.
+        probe_a = tl.where(open_a, low_a + step_a * (high_a - low_a) // (P + 1), high_a)
+        probe_b = tl.where(open_b, low_b + step_b * (high_b - low_b) // (P + 1), low_b - 1)
+        first_a, last_a = _cluster(probe_a, mask, link, tiles, T)
+        first_b, last_b = _cluster(probe_b, mask, link, tiles, T)
+        a, n_a = _sum(first_a, last_a, mask, sums, T), _mass(first_a, last_a, mask, ranks)
+        b, n_b = _sum(first_b, last_b, mask, sums, T), _mass(first_b, last_b, mask, ranks)
+        left, n_left = _sum(first_a, middle, mask, sums, T), _mass(first_a, middle, mask, ranks)
+        right, n_right = _sum(middle, last_b, mask, sums, T), _mass(middle, last_b, mask, ranks)
+        # The mean that a probe would have together with the side that is decided.
+        high, low = _normalized(left[1] + right[1], left[2] + right[2])
+        joint = left[0] + right[0] + (high >> LIMB), high & MASK, low
+        n_joint = n_left + n_right
+        upper = (
+            tl.where(open_a, a[0], joint[0]),
+            tl.where(open_a, a[1], joint[1]),
+            tl.where(open_a, a[2], joint[2]),
+        )
+        lower = (
+            tl.where(open_b, b[0], joint[0]),
+            tl.where(open_b, b[1], joint[1]),
+            tl.where(open_b, b[2], joint[2]),
+        )
+        crossed = _not_less(
+            upper, tl.where(open_a, n_a, n_joint), lower, tl.where(open_b, n_b, n_joint)
+        )
+        excess, lack = _excess(left, n_left, a, n_a), _excess(right, n_right, b, n_b)
+        weighed = _not_positive(excess, n_a, lack, n_b)
+        excess_is_less = tl.where(open_b, tl.where(open_a, weighed, ~crossed), crossed)
+        a_merges, a_stays = crossed & excess_is_less, ~crossed & ~excess_is_less
+        b_merges, b_stays = crossed & ~excess_is_less, ~crossed & excess_is_less
+        low_a = _reduced(tl.where(a_stays & open_a, last_a, low_a), True)
+        high_a = _reduced(tl.where(a_merges & open_a, first_a, high_a), False)
+        low_b = _reduced(tl.where(b_merges & open_b, last_b, low_b), True)
+        high_b = _reduced(tl.where(b_stays & open_b, first_b, high_b), False)
+        undecided = tl.max(((low_a < high_a) | (low_b < high_b)).to(tl.int32))
+    return tl.where(meet, high_a, middle), tl.where(meet, low_b, middle)
+
+
+@triton.jit
+def _reduced(values, GREATEST: tl.constexpr):
+    """Return the greatest or the least over the pairs of probes, shape (M, 1, 1)."""
+    if GREATEST:
+        return tl.max(tl.max(values, 2, keep_dims=True), 1, keep_dims=True)
+    return tl.min(tl.min(values, 2, keep_dims=True), 1, keep_dims=True)
+
+
+# One program a tile
+
+
+@triton.jit
+def _place(tiles, n, sizes):
+    """Return row and tile of this program, and how many particles its row has."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // tiles
+    size = n.to(tl.int64) if sizes is None else tl.load(sizes + row)
+    return row, program % tiles, size
+
+
+@triton.jit
+def _of_row(ranks, row, n):
+    return None if ranks is None else ranks + row * (n + 1)
+
+
+@triton.jit(do_not_specialize=["n", "d", "tiles"])
+def _span_tiles(x, greatest, least, strengths, ranks, sizes, n, d, tiles, T: tl.constexpr):
+    """Find the greatest and the least free end point of each tile."""
+    row, tile, size = _place(tiles, n, sizes)
+    k = tile * T + tl.arange(0, T)
+    z = _free_end_points(x + row * n, k, size, d, _of_row(ranks, row, n), strengths)
+    tl.store(greatest + row * tiles + tile, tl.max(tl.where(k < size, z, -float("inf")), 0))
+    tl.store(least + row * tiles + tile, tl.min(tl.where(k < size, z, float("inf")), 0))
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def _running_extremes(greatest, least, tiles, C: tl.constexpr):
+    """Replace each by the greatest up to there, and by the least from there on (second column)."""
+    row = tl.program_id(0).to(tl.int64) * tiles
+    if tl.program_id(1) == 0:
+        carry = tl.load(greatest + row)
+        for start in range(0, tiles, C):
+            tile = start + tl.arange(0, C)
+            values = tl.where(tile < tiles, tl.load(greatest + row + tile, tile < tiles, 0), carry)
+            values = tl.maximum(tl.associative_scan(values, 0, _maximum), carry)
+            tl.store(greatest + row + tile, values, tile < tiles)
+            carry = tl.max(values, 0)
+    else:
+        carry = tl.load(least + row + tiles - 1)
+        for start in range(0, tiles, C):
+            tile = tiles - 1 - start - tl.arange(0, C)
+            values = tl.where(tile >= 0, tl.load(least + row + tile, tile >= 0, 0), carry)
+            values = tl.minimum(tl.associative_scan(values, 0, _minimum), carry)
+            tl.store(least + row + tile, values, tile >= 0)
+            carry = tl.min(values, 0)
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def _running_sums(tile_high, tile_low, tiles, C: tl.constexpr):
+    """Replace the sum of each tile by that of all tiles up to it."""
+    row = tl.program_id(0).to(tl.int64) * tiles
+    high = tl.zeros([], tl.int64)
+    low = tl.zeros([], tl.int64)
+    for start in range(0, tiles, C):
+        tile = start + tl.arange(0, C)
+        highs = tl.load(tile_high + row + tile, tile < tiles, 0)
+        lows = tl.load(tile_low + row + tile, tile < tiles, 0)
+        tl.store(tile_high + row + tile, tl.cumsum(highs, 0) + high, tile < tiles)
+        tl.store(tile_low + row + tile, tl.cumsum(lows, 0) + low, tile < tiles)
+        high += tl.sum(highs, 0)
+        low += tl.sum(lows, 0)
+
+
+@triton.jit
+def _store_sums(values, exponent, k, n, tile, sums, ranks):
+    """Store the running sums of the values of one tile, and their total."""
+    high, low, tile_high, tile_low = sums
+    high_limb, low_limb = _limbs(values, exponent)
+    if ranks is not None:
+        mass = tl.where(k < n, _mass(k, k + 1, k < n, ranks), 0)
+        high_limb, low_limb = high_limb * mass, low_limb * mass
+    high_sum, low_sum = _normalized(tl.cumsum(high_limb, 0), tl.cumsum(low_limb, 0))
+    tl.store(high + k, high_sum, k < n)
+    tl.store(low + k, low_sum.to(tl.int32), k < n)
+    tl.store(tile_high + tile, tl.sum(high_limb, 0))
+    tl.store(tile_low + tile, tl.sum(low_limb, 0))
+
+
+@triton.jit(do_not_specialize=["n", "d", "tiles"])
+def _resolve_tiles(
+    x, high, low, tile_high, tile_low, link, lo, hi, apart, last_apart, next_apart, greatest, least,
+    strengths, ranks, sizes, n, d, tiles, T: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """Find the clusters of each tile, and the borders that no cluster may cross."""
+    row, tile, size = _place(tiles, n, sizes)
+    x, high, low, link, apart = x + row * n, high + row * n, low + row * n, link + row * n, apart + row * n
+    ranks = _of_row(ranks, row, n)
+    start = tile * T
+    k = start + tl.arange(0, T)
+    here = row * tiles + tile
+    z = _free_end_points(x, k, size, d, ranks, strengths)
+    before = _free_end_points(x, tl.maximum(k - 1, 0), size, d, ranks, strengths)
+    before = tl.associative_scan(tl.where(k > 0, before, -float("inf")), 0, _maximum)
+    before = tl.maximum(before, tl.load(greatest + here - 1, tile > 0, -float("inf")))
+    behind = tl.where(k < size, z, float("inf"))
+    behind = tl.associative_scan(behind, 0, _minimum, reverse=True)
+    behind = tl.minimum(behind, tl.load(least + here + 1, tile + 1 < tiles, float("inf")))
+    is_apart = (before < behind) & (k < size)
+    tl.store(apart + k, is_apart.to(tl.int8), k < size)
+    tl.store(last_apart + here, tl.max(tl.where(is_apart, k, 0), 0).to(tl.int32))
+    tl.store(next_apart + here, tl.min(tl.where(is_apart, k, size), 0).to(tl.int32))
+    tl.store(lo + here, start.to(tl.int32))
+    tl.store(hi + here, tl.minimum(start + T, size).to(tl.int32))
+
+    largest = tl.maximum(
+        tl.abs(tl.load(greatest + row * tiles + tiles - 1)), tl.abs(tl.load(least + row * tiles))
+    )
+    sums = high, low, tile_high + row * tiles, tile_low + row * tiles
+    _store_sums(tl.where(k < size, z, 0.0), _exponent(largest), k, size, tile, sums, ranks)
+    tl.store(link + k, (tl.arange(0, T) + 1).to(tl.int16), k < size)
+    tl.debug_barrier()
+
+    link, sums = link + start, (high + start, low + start, None, None)
+    ranks = None if ranks is None else ranks + start
+    size = tl.minimum(size - start, T).to(tl.int32)
+    for level in tl.static_range(LEVELS):
+        HALF: tl.constexpr = 1 << level
+        M: tl.constexpr = T // (2 * HALF)
+        P: tl.constexpr = 1 << (level // 2)
+        first, last = _bridges(0, HALF, size, link, sums, None, ranks, T, M, P)
+        first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
+        member = tl.arange(0, M)[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
+        inside = (first <= member) & (member < last)
+        tl.debug_barrier()
+        tl.store(link + member, tl.where(member == first, last, first).to(tl.int16), inside)
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["n", "tiles", "groups", "reach"])
+def _join_tiles(
+    high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, ranks, sizes,
+    n, tiles, groups, reach, T: tl.constexpr, LEVELS: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Join 2^LEVELS ranges of ``reach`` tiles each into one, two by two: one program a group."""
+    row, group, size = _place(groups, n, sizes)
+    sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
+    lo, hi = lo + row * tiles, hi + row * tiles
+    edge_first, edge_last = edge_first + row * tiles, edge_last + row * tiles
+    state = lo, hi, edge_first, edge_last
+    link = link + row * n
+    ranks = _of_row(ranks, row, n)
+    for level in tl.static_range(LEVELS):
+        M: tl.constexpr = 1 << (LEVELS - 1 - level)
+        width = reach.to(tl.int64) * (T << level)
+        base = group * (width * (2 * M))
+        first, last = _bridges(base, width, size, link, sums, state, ranks, T, M, P)
+        first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
+        joined = first < last
+        tile_first, tile_last = first // T, (last - 1) // T
+        tl.debug_barrier()
+        tl.store(hi + tile_first, first.to(tl.int32), joined)
+        tl.store(lo + tile_last, last.to(tl.int32), joined)
+        between = tl.max(tl.where(joined, tile_last - tile_first, 0))
+        for step in range(0, between, 64):
+            tile = tile_first + 1 + step + tl.arange(0, 64)[None, :]
+            crossed = joined & (tile <= tile_last)
+            tl.store(edge_first + tile, tl.broadcast_to(first, tile.shape).to(tl.int32), crossed)
+            tl.store(edge_last + tile, tl.broadcast_to(last, tile.shape).to(tl.int32), crossed)
+            # Of a tile strictly between, nothing stands.
+            consumed = crossed & (tile < tile_last)
+            tl.store(lo + tile, (tile * T).to(tl.int32), consumed)
+            tl.store(hi + tile, (tile * T).to(tl.int32), consumed)
+        tl.debug_barrier()
+
+
+@triton.jit
+def _clusters(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
+    """Return the bounds of the clusters of the particles k of a tile, cut where the row is apart."""
+    apart, last_apart, next_apart = cuts
+    first, last = _cluster(k, k < n, link, state, T)
+    border = tl.where(tl.load(apart + k, k < n, 0) != 0, k, 0)
+    begin = tl.associative_scan(border, 0, _maximum)
+    begin = tl.maximum(begin, tl.load(last_apart + here - 1, tile > 0, 0).to(tl.int64))
+    behind = (k + 1 < n) & (k + 1 < (tile + 1) * T)
+    border = tl.where(tl.load(apart + k + 1, behind, 0) != 0, k + 1, n)
+    end = tl.associative_scan(border, 0, _minimum, reverse=True)
+    end = tl.minimum(end, tl.load(next_apart + here + 1, tile + 1 < tiles, n.to(tl.int32)))
+    return tl.maximum(first, begin), tl.minimum(last, end)
+
+
+@triton.jit
+def _cluster_exponent(x, first, last, mask):
+    """Return the exponent of the largest weight of each cluster, which stands at one of its ends."""
+    least = tl.load(x + first, mask, 0).to(tl.float64)
+    greatest = tl.load(x + last - 1, mask, 0).to(tl.float64)
+    return _exponent(tl.maximum(tl.abs(least), tl.abs(greatest)))
+
+
+@triton.jit(do_not_specialize=["n", "tiles"])
+def _sum_clusters(
+    x, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart, last_apart,
+    next_apart, strengths, ranks, sizes, n, tiles, T: tl.constexpr,
+):  # fmt: skip
+    """Replace the running sums of z by those of x, each cluster on a grid of its own."""
+    row, tile, size = _place(tiles, n, sizes)
+    here = row * tiles + tile
+    state = lo + row * tiles, hi + row * tiles, edge_first + row * tiles, edge_last + row * tiles
+    cuts = apart + row * n, last_apart, next_apart
+    x = x + row * n
+    k = tile * T + tl.arange(0, T)
+    first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
+    valid, _, _, _ = _conditions(x, size, strengths)
+    mask = valid & (k < size)
+    values = tl.load(x + k, mask, 0).to(tl.float64)
+    exponent = _cluster_exponent(x, first, last, mask)
+    sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
+    _store_sums(values, exponent, k, size, tile, sums, _of_row(ranks, row, n))
+
+
+@triton.jit
+def _motion(x, k, n, d, first, last, sums, ranks, lambd, mask, T: tl.constexpr):
+    """Return where the clusters of the particles k begin, and by how much they move."""
+    high2, high1, low = _sum(first, last, mask, sums, T)
+    high = (high2 << LIMB) + high1
+    mass = tl.where(mask, _mass(first, last, mask, ranks), 1)
+    whole = _floor_divide(high, mass)
+    carried = ((high - whole * mass) << LIMB) + low
+    digit = _floor_divide(carried, mass)
+    remainder = (carried - digit * mass).to(tl.float64) / mass.to(tl.float64)
+    mean = ((whole << LIMB) + digit).to(tl.float64) + remainder
+    mean = _times_power_of_two(mean, _cluster_exponent(x, first, last, mask) - 2 * LIMB)
+    velocity = _velocity(_rank(first, mask, ranks), _rank(last, mask, ranks), d)
+    return mean, lambd * velocity
+
+
+@triton.jit(do_not_specialize=["n", "d", "tiles"])
+def _move_clusters(
+    x, order, result, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart,
+    last_apart, next_apart, furthest, strengths, ranks, sizes, n, d, tiles, T: tl.constexpr,
+    WRITE: tl.constexpr,
+):  # fmt: skip
+    """Move each cluster, and write its position to all weights in it.
+
+    Rounding may turn the order of clusters that nearly touch, so that none may stand behind the
+    ``furthest`` of all tiles before.  That is what is stored when this is not to WRITE yet.
+    """
+    row, tile, size = _place(tiles, n, sizes)
+    here = row * tiles + tile
+    state = lo + row * tiles, hi + row * tiles, edge_first + row * tiles, edge_last + row * tiles
+    cuts = apart + row * n, last_apart, next_apart
+    sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
+    x = x + row * n
+    k = tile * T + tl.arange(0, T)
+    valid, lambd, l1, rho = _conditions(x, size, strengths)
+    mask = valid & (k < size)
+    first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
+    ranks = _of_row(ranks, row, n)
+    mean, shift = _motion(x, k, size, d, first, last, sums, ranks, lambd, mask, T)
+    position = tl.where(mask, mean + shift, -float("inf"))
+    if WRITE:
+        ordered = tl.associative_scan(position, 0, _maximum)
+        ordered = tl.maximum(ordered, tl.load(furthest + here - 1, tile > 0, -float("inf")))
+        position = position + (ordered - position)
+        sign = (position > 0).to(tl.float64) - (position < 0).to(tl.float64)
+        shrunk = position - l1 * sign
+        relaxed = tl.where(rho < 0.5, shrunk + rho * (mean - shrunk), mean - (mean - shrunk) * (1 - rho))
+        moved = tl.where(tl.abs(position) < l1, 0.0, relaxed)
+        moved = tl.where(valid, moved, float("nan"))
+        target = tl.load(order + row * n + k, k < size, 0)
+        tl.store(result + row * n + target, _rounded_to(moved, result), k < size)
+    else:
+        tl.store(furthest + here, tl.max(position, 0))
+
+
+@triton.jit
+def _rounded_to(values, result):
+    """Round float64 values to the dtype of the result, -0.0 to +0.0."""
+    dtype: tl.constexpr = result.dtype.element_ty
+    if dtype == tl.float64:
+        return values + 0.0
+    # As torch does it: 16-bit floats by way of float32.
+    return (values.to(tl.float32).to(dtype).to(tl.float32) + 0.0).to(dtype)
+
+
+# The host's part
+
+
+def _empty(like: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _strengths(rows: Tensor, *values: float | Tensor) -> Tensor:
+    """Return the values as one float64 tensor on the device of the rows, without reading them."""
+    strengths = _empty(rows, len(values), dtype=torch.float64)
+    for place, value in zip(strengths, values, strict=True):
+        on_device = isinstance(value, Tensor) and value.device == rows.device
+        place.copy_(value) if on_device else place.fill_(float(value))
+    return strengths
+
+
+def _resolve(
+    x: Tensor, order: Tensor, result: Tensor, strengths: Tensor, d: int, tile: int,
+    ranks: Tensor | None = None, sizes: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write to result[row, order[row, k]] where the particle x[row, k] ends, for all k."""
+    rows, n = x.shape
+    tiles = triton.cdiv(n, tile)
+    high, low = _empty(x, rows, n, dtype=torch.int64), _empty(x, rows, n, dtype=torch.int32)
+    link, apart = _empty(x, rows, n, dtype=torch.int16), _empty(x, rows, n, dtype=torch.int8)
+    greatest, least, furthest = _empty(x, 3, rows, tiles, dtype=torch.float64)
+    tile_high, tile_low = _empty(x, 2, rows, tiles, dtype=torch.int64)
+    bounds = _empty(x, 6, rows, tiles, dtype=torch.int32)
+    lo, hi, edge_first, edge_last, last_apart, next_apart = bounds
+    sums, state = (high, low, tile_high, tile_low), (link, lo, hi, edge_first, edge_last)
+    weights = strengths, ranks, sizes, n
+    exactly: Any = {"enable_fp_fusion": False}  # products are rounded before they are added
+
+    _span_tiles[rows * tiles,](x, greatest, least, *weights, d, tiles, tile, **exactly)
+    _running_extremes[rows, 2](greatest, least, tiles, CHUNK)
+    _resolve_tiles[rows * tiles,](
+        x, *sums, link, lo, hi, apart, last_apart, next_apart, greatest, least, *weights, d, tiles,
+        tile, tile.bit_length() - 1, **exactly,
+    )  # fmt: skip
+    _running_extremes[rows, 2](last_apart, next_apart, tiles, CHUNK)
+    _running_sums[rows,](tile_high, tile_low, tiles, CHUNK)
+    reach = 1
+    while reach < tiles:
+        groups = triton.cdiv(tiles, reach << LEVELS)
+        _join_tiles[rows * groups,](
+            *sums, *state, ranks, sizes, n, tiles, groups, reach, tile, LEVELS, PROBES
+        )
+        reach <<= LEVELS
+    known = (*sums, *state, apart, last_apart, next_apart)
+    _sum_clusters[rows * tiles,](x, *known, *weights, tiles, tile, **exactly)
+    _running_sums[rows,](tile_high, tile_low, tiles, CHUNK)
+    for write in (False, True):
+        _move_clusters[rows * tiles,](
+            x, order, result, *known, furthest, *weights, d, tiles, tile, write, **exactly
+        )
+        if not write:
+            _running_extremes[rows, 1](furthest, furthest, tiles, CHUNK)
+
+
+def prox_rows(
+    rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float, *, tile: int = TILE
+) -> Tensor:
+    """Return what :func:`wsr.prox` returns for ``rows``, each row a group of weights."""
+    d = rows.shape[-1]
+    x, order = rows.reshape(-1, d).sort(dim=-1)
+    result = torch.empty_like(x)
+    _resolve(x, order, result, _strengths(rows, lambd, l1, rho), d, tile)
+    return result.view(rows.shape)
