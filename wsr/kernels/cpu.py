@@ -156,7 +156,8 @@ def _by_counting(w: Tensor, u: Tensor, strengths: Strengths) -> bool:
     items = _pack_counted(_bits(given), _spare(given), buckets)[None]
     x = _sorted(items, given[None], buckets)
     values = np.zeros(BUCKETS)
-    fits = _move(x, items, buckets, len(w), strengths, out[None], values)
+    floats = out[None] if buckets.width else np.zeros((1, 0), np.float32)
+    fits = _move(x, items, buckets, len(w), strengths, floats, values)
     table = (torch.from_numpy(values).to(w.dtype) + 0.0).view(as_numpy).numpy()
     _look_up(_bits(given), _spare(given), buckets.closed, table, out)
     return bool(fits)
@@ -166,7 +167,9 @@ def _sorted(items: Array, w: Array, buckets: Buckets) -> Array:
     """Sort the items of every row in place and return their values."""
     items.sort(axis=-1)
     x = np.empty(items.shape, np.float32 if w.itemsize == 2 else w.dtype)
-    if not _read(items, w, buckets.edge, x):
+    if w.dtype == np.float32 and len(buckets.edge) == 0:
+        _decode(items, _bits(x))  # an item tells its value, so w need not be read again
+    elif not _read(items, w, buckets.edge, x):
         order = x.argsort(axis=-1)
         items[:] = np.take_along_axis(items, order, -1)
         x = np.take_along_axis(x, order, -1)
@@ -262,6 +265,16 @@ def _pack_counted(bits, spare, buckets):
                 items[n] = (key & ~POSITION) | np.uint64(k)
                 n += 1
     return items
+
+
+@compiled
+def _decode(items, x_bits):
+    """Write the values of sorted items of 32 bits, none of them a bucket, as bits."""
+    for row in range(len(items)):
+        for k in range(items.shape[1]):
+            key = items[row, k]
+            flipped = key ^ np.uint64(2**63) if key >> np.uint64(63) else ~key
+            x_bits[row, k] = flipped >> np.uint64(32)
 
 
 @compiled
@@ -535,22 +548,25 @@ def _settle(x, items, buckets, d, strengths, clusters, number, out, values):
             start = np.float64(x[first])
         shift = strengths.lambd * ((d - begin - end) / max(d - 1, 1))
         furthest = max(furthest, start + shift)  # rounding must not change the order
-        if abs(furthest) < strengths.l1:
-            moved = 0.0
-        else:
-            shrunk = furthest - strengths.l1 * np.sign(furthest)
-            if strengths.rho < 0.5:
-                moved = shrunk + strengths.rho * (start - shrunk)
-            else:
-                moved = start - (1 - strengths.rho) * (start - shrunk)
-        value[0] = moved
+        value[0] = _shrunk(furthest, start, strengths)
         value[0] += zero[0]  # what has been rounded to zero is +0.0
         for k in range(first, behind):
             if items[k] & HEAVY:
-                values[np.int64(items[k] & np.uint64(0xFFFF))] = moved
+                values[np.int64(items[k] & np.uint64(0xFFFF))] = value[0]
             else:
                 out[np.int64(items[k] & POSITION)] = value[0]
         begin, first = end, behind
+
+
+@compiled
+def _shrunk(position, start, strengths):
+    """Return the value of a cluster: less l1, and less of its displacement the larger rho is."""
+    if abs(position) < strengths.l1:
+        return 0.0
+    shrunk = position - math.copysign(strengths.l1, position)
+    if strengths.rho < 0.5:
+        return shrunk + strengths.rho * (start - shrunk)
+    return start - (1 - strengths.rho) * (start - shrunk)
 
 
 @compiled

@@ -33,6 +33,8 @@ TILE = 1024  # particles
 LEVELS = 3  # of the tree that one launch climbs
 CHUNK = 1024  # tiles that a running total takes at once
 PROBES = 8  # on each side, where tiles are joined
+VALUES = 2**16  # of a 16-bit dtype
+COUNT_FROM = 2**20  # so many 16-bit weights are counted, not sorted
 
 LIMB: tl.constexpr = tl.constexpr(31)
 MASK: tl.constexpr = tl.constexpr(2**31 - 1)
@@ -405,16 +407,21 @@ def _resolve_tiles(
     ranks = None if ranks is None else ranks + start
     size = tl.minimum(size - start, T).to(tl.int32)
     for level in tl.static_range(LEVELS):
-        HALF: tl.constexpr = 1 << level
-        M: tl.constexpr = T // (2 * HALF)
-        P: tl.constexpr = 1 << (level // 2)
-        first, last = _bridges(0, HALF, size, link, sums, None, ranks, T, M, P)
-        first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
-        member = tl.arange(0, M)[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
-        inside = (first <= member) & (member < last)
-        tl.debug_barrier()
-        tl.store(link + member, tl.where(member == first, last, first).to(tl.int16), inside)
-        tl.debug_barrier()
+        _bridge_tile(link, sums, ranks, size, T, 1 << level, T >> (level + 1), 1 << (level // 2))
+
+
+@triton.jit
+def _bridge_tile(
+    link, sums, ranks, n, T: tl.constexpr, HALF: tl.constexpr, M: tl.constexpr, P: tl.constexpr
+):
+    """Join the M pairs of ranges of HALF particles of a tile."""
+    first, last = _bridges(0, HALF, n, link, sums, None, ranks, T, M, P)
+    first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
+    k = tl.arange(0, M)[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
+    inside = (first <= k) & (k < last)
+    tl.debug_barrier()
+    tl.store(link + k, tl.where(k == first, last, first).to(tl.int16), inside)
+    tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "groups", "reach"])
@@ -431,27 +438,34 @@ def _join_tiles(
     link = link + row * n
     ranks = _of_row(ranks, row, n)
     for level in tl.static_range(LEVELS):
-        M: tl.constexpr = 1 << (LEVELS - 1 - level)
         width = reach.to(tl.int64) * (T << level)
-        base = group * (width * (2 * M))
-        first, last = _bridges(base, width, size, link, sums, state, ranks, T, M, P)
-        first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
-        joined = first < last
-        tile_first, tile_last = first // T, (last - 1) // T
-        tl.debug_barrier()
-        tl.store(hi + tile_first, first.to(tl.int32), joined)
-        tl.store(lo + tile_last, last.to(tl.int32), joined)
-        between = tl.max(tl.where(joined, tile_last - tile_first, 0))
-        for step in range(0, between, 64):
-            tile = tile_first + 1 + step + tl.arange(0, 64)[None, :]
-            crossed = joined & (tile <= tile_last)
-            tl.store(edge_first + tile, tl.broadcast_to(first, tile.shape).to(tl.int32), crossed)
-            tl.store(edge_last + tile, tl.broadcast_to(last, tile.shape).to(tl.int32), crossed)
-            # Of a tile strictly between, nothing stands.
-            consumed = crossed & (tile < tile_last)
-            tl.store(lo + tile, (tile * T).to(tl.int32), consumed)
-            tl.store(hi + tile, (tile * T).to(tl.int32), consumed)
-        tl.debug_barrier()
+        base = group * reach * (T << LEVELS)
+        _bridge_tiles(base, width, size, link, sums, state, ranks, T, 1 << (LEVELS - 1 - level), P)
+
+
+@triton.jit
+def _bridge_tiles(
+    base, width, n, link, sums, state, ranks, T: tl.constexpr, M: tl.constexpr, P: tl.constexpr
+):
+    """Join the M pairs of ranges of ``width`` particles from base on."""
+    lo, hi, edge_first, edge_last = state
+    first, last = _bridges(base, width, n, link, sums, state, ranks, T, M, P)
+    first, last = tl.reshape(first, [M, 1]), tl.reshape(last, [M, 1])
+    joined = first < last
+    tile_first, tile_last = first // T, (last - 1) // T
+    tl.debug_barrier()
+    tl.store(hi + tile_first, first.to(tl.int32), joined)
+    tl.store(lo + tile_last, last.to(tl.int32), joined)
+    between = tl.max(tl.where(joined, tile_last - tile_first, 0))
+    for step in range(0, between, 64):
+        tile = tile_first + 1 + step + tl.arange(0, 64)[None, :]
+        crossed = joined & (tile <= tile_last)
+        tl.store(edge_first + tile, tl.broadcast_to(first, tile.shape).to(tl.int32), crossed)
+        tl.store(edge_last + tile, tl.broadcast_to(last, tile.shape).to(tl.int32), crossed)
+        consumed = crossed & (tile < tile_last)  # of these tiles nothing stands
+        tl.store(lo + tile, (tile * T).to(tl.int32), consumed)
+        tl.store(hi + tile, (tile * T).to(tl.int32), consumed)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -491,7 +505,7 @@ def _sum_clusters(
     k = tile * T + tl.arange(0, T)
     first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
     valid, _, _, _ = _conditions(x, size, strengths)
-    mask = valid & (k < size)
+    mask = k < tl.where(valid, size, 0)
     values = tl.load(x + k, mask, 0).to(tl.float64)
     exponent = _cluster_exponent(x, first, last, mask)
     sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
@@ -533,13 +547,14 @@ def _move_clusters(
     x = x + row * n
     k = tile * T + tl.arange(0, T)
     valid, lambd, l1, rho = _conditions(x, size, strengths)
-    mask = valid & (k < size)
+    mask = k < tl.where(valid, size, 0)
     first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
     ranks = _of_row(ranks, row, n)
     mean, shift = _motion(x, k, size, d, first, last, sums, ranks, lambd, mask, T)
-    position = tl.where(mask, mean + shift, -float("inf"))
+    position = mean + shift
+    so_far = tl.where(mask, position, -float("inf"))
     if WRITE:
-        ordered = tl.associative_scan(position, 0, _maximum)
+        ordered = tl.associative_scan(so_far, 0, _maximum)
         ordered = tl.maximum(ordered, tl.load(furthest + here - 1, tile > 0, -float("inf")))
         position = position + (ordered - position)
         sign = (position > 0).to(tl.float64) - (position < 0).to(tl.float64)
@@ -550,7 +565,7 @@ def _move_clusters(
         target = tl.load(order + row * n + k, k < size, 0)
         tl.store(result + row * n + target, _rounded_to(moved, result), k < size)
     else:
-        tl.store(furthest + here, tl.max(position, 0))
+        tl.store(furthest + here, tl.max(so_far, 0))
 
 
 @triton.jit
@@ -563,71 +578,214 @@ def _rounded_to(values, result):
     return (values.to(tl.float32).to(dtype).to(tl.float32) + 0.0).to(dtype)
 
 
+# One program a row, for rows of one tile
+
+
+@triton.jit
+def _sort_row(rows, x, order, n, T: tl.constexpr):
+    """Sort the weights of a row, of at most 32 bits each, and keep where they came from."""
+    start = tl.program_id(0).to(tl.int64) * n
+    k = tl.arange(0, T)
+    bits = tl.load(rows + start + k, k < n, 0).to(tl.float32).to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # an integer of the same order
+    packed = tl.where(k < n, (key.to(tl.int64) << 32) | k, 0x7FFFFFFFFFFFFFFF)
+    place = tl.sort(packed) & 0xFFFFFFFF
+    tl.store(order + start + k, place, k < n)
+    tl.store(x + start + k, tl.load(rows + start + place, k < n, 0), k < n)
+
+
+@triton.jit(do_not_specialize=["n", "d"])
+def _resolve_rows(
+    rows, x, order, result, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last,
+    apart, last_apart, next_apart, greatest, least, furthest, strengths, n, d,
+    T: tl.constexpr, LEVELS: tl.constexpr, SORT: tl.constexpr,
+):  # fmt: skip
+    """Do all of it: rows of one tile need no other tile's results."""
+    if SORT:
+        _sort_row(rows, x, order, n, T)
+        tl.debug_barrier()
+    _span_tiles(x, greatest, least, strengths, None, None, n, d, 1, T)
+    tl.debug_barrier()
+    _resolve_tiles(
+        x, high, low, tile_high, tile_low, link, lo, hi, apart, last_apart, next_apart, greatest,
+        least, strengths, None, None, n, d, 1, T, LEVELS,
+    )  # fmt: skip
+    _sum_clusters(
+        x, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart, last_apart,
+        next_apart, strengths, None, None, n, 1, T,
+    )  # fmt: skip
+    tl.debug_barrier()
+    _move_clusters(
+        x, order, result, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last,
+        apart, last_apart, next_apart, furthest, strengths, None, None, n, d, 1, T, True,
+    )  # fmt: skip
+
+
+# The 65,536 values of 16 bits
+
+
+@triton.jit
+def _key(bits):
+    """Return the place of a 16-bit float among all of them, in order."""
+    bits = bits.to(tl.int32) & 0xFFFF
+    return tl.where(bits < 0x8000, bits + 0x8000, 0xFFFF - bits)
+
+
+@triton.jit(do_not_specialize=["d", "tiles"])
+def _count_values(bits, counts, d, tiles, T: tl.constexpr):
+    row, tile, size = _place(tiles, d, None)
+    k = tile * T + tl.arange(0, T)
+    key = _key(tl.load(bits + row * size + k, k < size, 0))
+    tl.atomic_add(counts + row * 65536 + key, 1, k < size, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["d", "tiles"])
+def _look_up(bits, table, result, d, tiles, T: tl.constexpr):
+    row, tile, size = _place(tiles, d, None)
+    k = tile * T + tl.arange(0, T)
+    key = _key(tl.load(bits + row * size + k, k < size, 0))
+    tl.store(result + row * size + k, tl.load(table + row * 65536 + key), k < size)
+
+
 # The host's part
 
 
-def _empty(like: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device)
+def prox_rows(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float) -> Tensor:
+    """Return what :func:`wsr.prox` returns, without derivatives, for each row a group of weights.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Shape (..., d) with d >= 1, contiguous: float16, bfloat16, float32 or float64.
+    lambd, l1, rho : float or 0-dim Tensor
+        As in :func:`wsr.prox`.  Tensors on the device are not read by the host.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of ``rows``.  A row with a NaN or an infinity is NaN, and so is
+        everything if ``lambd`` or ``l1`` is negative or not finite.
+
+    Notes
+    -----
+    The kernels launched depend on the shape and the dtype alone, and the host waits for none.
+    Sums are sums of integers, so the result is the same bit by bit from run to run.
+    """
+    d = rows.shape[-1]
+    strengths = _strengths(rows, lambd, l1, rho)
+    flat, result = rows.view(-1, d), torch.empty_like(rows)
+    if d <= TILE:
+        _resolve_short(flat, result, strengths)
+    elif rows.itemsize == 2 and d >= COUNT_FROM:
+        _resolve_counted(flat, result, strengths)
+    else:
+        x, order = flat.sort(dim=-1)
+        _resolve_long(x, order, result, strengths, d)
+    return result
 
 
 def _strengths(rows: Tensor, *values: float | Tensor) -> Tensor:
     """Return the values as one float64 tensor on the device of the rows, without reading them."""
-    strengths = _empty(rows, len(values), dtype=torch.float64)
+    strengths = torch.empty(len(values), dtype=torch.float64, device=rows.device)
     for place, value in zip(strengths, values, strict=True):
-        on_device = isinstance(value, Tensor) and value.device == rows.device
-        place.copy_(value) if on_device else place.fill_(float(value))
+        if isinstance(value, Tensor) and value.device == rows.device:
+            place.copy_(value)
+        else:
+            place.fill_(float(value))
     return strengths
 
 
-def _resolve(
-    x: Tensor, order: Tensor, result: Tensor, strengths: Tensor, d: int, tile: int,
+class _Scratch:
+    """What the kernels know of the particles, as the top of this file lists it."""
+
+    def __init__(self, x: Tensor, tiles: int) -> None:
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=x.device)
+
+        rows, n = x.shape
+        self.link = empty(rows, n, dtype=torch.int16)
+        self.apart = empty(rows, n, dtype=torch.int8)
+        tile_sums = empty(2, rows, tiles, dtype=torch.int64)
+        self.sums = empty(rows, n, dtype=torch.int64), empty(rows, n, dtype=torch.int32), *tile_sums
+        self.lo, self.hi, *edges, last_apart, next_apart = empty(6, rows, tiles, dtype=torch.int32)
+        self.state = self.link, self.lo, self.hi, *edges
+        self.cuts = last_apart, next_apart
+        self.greatest, self.least, self.furthest = empty(3, rows, tiles, dtype=torch.float64)
+
+
+# Products are rounded before they are added, as in the composed algorithms.
+_EXACTLY: dict[str, Any] = {"enable_fp_fusion": False}
+
+
+def _resolve_short(rows: Tensor, result: Tensor, strengths: Tensor) -> None:
+    """Resolve rows of at most one tile, one program each."""
+    count, d = rows.shape
+    if rows.dtype == torch.float64:
+        x, order = rows.sort(dim=-1)
+    else:
+        x, order = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.int64)
+    tile = max(16, triton.next_power_of_2(d))
+    known = _Scratch(x, 1)
+    _resolve_rows[count,](
+        rows, x, order, result, *known.sums, *known.state, known.apart, *known.cuts,
+        known.greatest, known.least, known.furthest, strengths, d, d,
+        tile, tile.bit_length() - 1, rows.dtype != torch.float64,
+        num_warps=max(1, tile // 256), **_EXACTLY,
+    )  # fmt: skip
+
+
+def _resolve_long(
+    x: Tensor, order: Tensor, result: Tensor, strengths: Tensor, d: int,
     ranks: Tensor | None = None, sizes: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Write to result[row, order[row, k]] where the particle x[row, k] ends, for all k."""
-    rows, n = x.shape
-    tiles = triton.cdiv(n, tile)
-    high, low = _empty(x, rows, n, dtype=torch.int64), _empty(x, rows, n, dtype=torch.int32)
-    link, apart = _empty(x, rows, n, dtype=torch.int16), _empty(x, rows, n, dtype=torch.int8)
-    greatest, least, furthest = _empty(x, 3, rows, tiles, dtype=torch.float64)
-    tile_high, tile_low = _empty(x, 2, rows, tiles, dtype=torch.int64)
-    bounds = _empty(x, 6, rows, tiles, dtype=torch.int32)
-    lo, hi, edge_first, edge_last, last_apart, next_apart = bounds
-    sums, state = (high, low, tile_high, tile_low), (link, lo, hi, edge_first, edge_last)
-    weights = strengths, ranks, sizes, n
-    exactly: Any = {"enable_fp_fusion": False}  # products are rounded before they are added
+    """Write to the place order[row, k] of each row of the result where the particle x[row, k] ends.
 
-    _span_tiles[rows * tiles,](x, greatest, least, *weights, d, tiles, tile, **exactly)
-    _running_extremes[rows, 2](greatest, least, tiles, CHUNK)
-    _resolve_tiles[rows * tiles,](
-        x, *sums, link, lo, hi, apart, last_apart, next_apart, greatest, least, *weights, d, tiles,
-        tile, tile.bit_length() - 1, **exactly,
+    With ``ranks``, shape (rows, n + 1), and ``sizes``, shape (rows,), the particles have masses.
+    """
+    rows, n = x.shape
+    tiles = triton.cdiv(n, TILE)
+    known = _Scratch(x, tiles)
+    everywhere = (rows * tiles,)
+    of_row = strengths, ranks, sizes, n
+    _span_tiles[everywhere](x, known.greatest, known.least, *of_row, d, tiles, TILE, **_EXACTLY)
+    _running_extremes[rows, 2](known.greatest, known.least, tiles, CHUNK)
+    _resolve_tiles[everywhere](
+        x, *known.sums, known.link, known.lo, known.hi, known.apart, *known.cuts, known.greatest,
+        known.least, *of_row, d, tiles, TILE, TILE.bit_length() - 1, **_EXACTLY,
     )  # fmt: skip
-    _running_extremes[rows, 2](last_apart, next_apart, tiles, CHUNK)
-    _running_sums[rows,](tile_high, tile_low, tiles, CHUNK)
+    _running_extremes[rows, 2](*known.cuts, tiles, CHUNK)
+    _running_sums[rows,](*known.sums[2:], tiles, CHUNK)
     reach = 1
     while reach < tiles:
         groups = triton.cdiv(tiles, reach << LEVELS)
         _join_tiles[rows * groups,](
-            *sums, *state, ranks, sizes, n, tiles, groups, reach, tile, LEVELS, PROBES
+            *known.sums, *known.state, ranks, sizes, n, tiles, groups, reach, TILE, LEVELS, PROBES
         )
         reach <<= LEVELS
-    known = (*sums, *state, apart, last_apart, next_apart)
-    _sum_clusters[rows * tiles,](x, *known, *weights, tiles, tile, **exactly)
-    _running_sums[rows,](tile_high, tile_low, tiles, CHUNK)
-    for write in (False, True):
-        _move_clusters[rows * tiles,](
-            x, order, result, *known, furthest, *weights, d, tiles, tile, write, **exactly
-        )
-        if not write:
-            _running_extremes[rows, 1](furthest, furthest, tiles, CHUNK)
+    clusters = *known.sums, *known.state, known.apart, *known.cuts
+    _sum_clusters[everywhere](x, *clusters, *of_row, tiles, TILE, **_EXACTLY)
+    _running_sums[rows,](*known.sums[2:], tiles, CHUNK)
+    arguments = x, order, result, *clusters, known.furthest, *of_row, d, tiles, TILE
+    _move_clusters[everywhere](*arguments, False, **_EXACTLY)
+    _running_extremes[rows, 1](known.furthest, known.furthest, tiles, CHUNK)
+    _move_clusters[everywhere](*arguments, True, **_EXACTLY)
 
 
-def prox_rows(
-    rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float, *, tile: int = TILE
-) -> Tensor:
-    """Return what :func:`wsr.prox` returns for ``rows``, each row a group of weights."""
-    d = rows.shape[-1]
-    x, order = rows.reshape(-1, d).sort(dim=-1)
-    result = torch.empty_like(x)
-    _resolve(x, order, result, _strengths(rows, lambd, l1, rho), d, tile)
-    return result.view(rows.shape)
+def _resolve_counted(rows: Tensor, result: Tensor, strengths: Tensor) -> None:
+    """Resolve long rows of 16-bit weights without a sort: count, resolve the values, look up."""
+    count, d = rows.shape
+    blocks = triton.cdiv(d, TILE)
+    bits = rows.view(torch.int16)
+    counts = torch.zeros(count, VALUES, dtype=torch.int32, device=rows.device)
+    _count_values[count * blocks,](bits, counts, d, blocks, TILE)
+    # The values that occur, in order; the others share a place behind the end.
+    key = torch.arange(VALUES, device=rows.device).expand(count, -1)
+    place = (counts > 0).cumsum(-1)
+    sizes = place[:, -1].contiguous()
+    place = torch.where(counts > 0, place - 1, VALUES)
+    key = torch.zeros_like(key.new_empty(count, VALUES + 1)).scatter_(-1, place, key)[:, :VALUES]
+    ranks = torch.nn.functional.pad(counts.gather(-1, key).cumsum(-1), (1, 0))
+    x = torch.where(key < VALUES // 2, VALUES - 1 - key, key - VALUES // 2).short().view(rows.dtype)
+    table = torch.empty_like(x)
+    _resolve_long(x, key.contiguous(), table, strengths, d, ranks, sizes)
+    _look_up[count * blocks,](bits, table, result, d, blocks, TILE)
