@@ -193,7 +193,7 @@ def test_all_zero_stays_exactly_zero(device: torch.device) -> None:
     assert not wsr.prox(tiny, 1.0).signbit().any()  # their mean rounds to zero from below
 
 
-def test_auto_pools_on_a_cpu_and_bridges_elsewhere(
+def test_where_gradients_are_recorded_auto_pools_on_a_cpu_and_bridges_elsewhere(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
@@ -203,7 +203,7 @@ def test_auto_pools_on_a_cpu_and_bridges_elsewhere(
 
     table = {name: recorded(name) for name in wsr.ALGORITHMS}
     monkeypatch.setattr("wsr.proximal_mapping.ALGORITHMS", table)
-    wsr.prox(torch.ones(3, device=device), 0.1)
+    wsr.prox(torch.ones(3, device=device, requires_grad=True), 0.1)
     assert called == ["pool_adjacent_violators" if device.type == "cpu" else "bridges"]
 
 

@@ -88,7 +88,9 @@ def prox(
     groups = Groups(w.shape, dim)
     known = ("auto", *ALGORITHMS)
     if not isinstance(algorithm, str) or algorithm not in known:
-        raise ValueError(f"algorithm must be one of {', '.join(map(repr, known))}; got {algorithm!r}")
+        raise ValueError(
+            f"algorithm must be one of {', '.join(map(repr, known))}; got {algorithm!r}"
+        )
     if w.numel() == 0:
         return w.clone()
     rows = groups.rows(w)
@@ -98,9 +100,7 @@ def prox(
     return groups.restore(result)
 
 
-def _fused(
-    rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float
-) -> Tensor | None:
+def _fused(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float) -> Tensor | None:
     """Return the prox by a path of its own for this device, if it has one that can do it."""
     differentiated = torch.is_grad_enabled() and any(
         isinstance(v, Tensor) and v.requires_grad for v in (rows, lambd, l1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-Path = Callable[[Tensor, float | Tensor, float | Tensor, float], Tensor | None]
+Path = Callable[..., Tensor | None]
 
 
 def path_for(rows: Tensor) -> Path | None:
