@@ -97,7 +97,7 @@ class Record:
         if self._partial.exists():
             earlier = json.loads(self._partial.read_text())
             same = ("settings", "versions", "hardware", "source")
-            if all(earlier[key] == self._content[key] for key in same):
+            if all(earlier.get(key) == self._content[key] for key in same):
                 self._content.update({key: earlier[key] for key in ("seconds", "rows")})
 
 
@@ -161,7 +161,8 @@ def _hardware() -> Row:
     cpu = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cores = os.cpu_count()
-    return {"device": gpu or f"{cpu}, {cores} cores", "cpu": cpu, "cores": cores, "gpu": gpu}
+    device = f"{cpu}, {cores} cores" + (f", {gpu}" if gpu else "")
+    return {"device": device, "cpu": cpu, "cores": cores, "gpu": gpu}
 
 
 def _commit() -> str:

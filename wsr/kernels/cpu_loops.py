@@ -251,7 +251,7 @@ def line_of(x: Array, items: Array, buckets: Buckets, d: int, lambd: float) -> A
     for k in range(len(x)):
         if items[k] & HEAVY:
             reach = max(abs(np.float64(x[k])), abs(top_of(items[k], x[k], buckets)))
-            largest = max(largest, (reach + free.lambd) * half)
+            largest = max(largest, reach * half + free.lambd * half)
             rank += buckets.mass[np.int64(items[k] & np.uint64(0xFFFF))]
         else:
             largest = max(largest, abs(end_point(x[k], rank, free)))

@@ -376,7 +376,13 @@ def _resolve_tiles(
 ):  # fmt: skip
     """Find the clusters of each tile, and the borders that no cluster may cross."""
     row, tile, size = _place(tiles, n, sizes)
-    x, high, low, link, apart = x + row * n, high + row * n, low + row * n, link + row * n, apart + row * n
+    x, high, low, link, apart = (
+        x + row * n,
+        high + row * n,
+        low + row * n,
+        link + row * n,
+        apart + row * n,
+    )
     ranks = _of_row(ranks, row, n)
     start = tile * T
     k = start + tl.arange(0, T)
@@ -559,7 +565,9 @@ def _move_clusters(
         position = position + (ordered - position)
         sign = (position > 0).to(tl.float64) - (position < 0).to(tl.float64)
         shrunk = position - l1 * sign
-        relaxed = tl.where(rho < 0.5, shrunk + rho * (mean - shrunk), mean - (mean - shrunk) * (1 - rho))
+        relaxed = tl.where(
+            rho < 0.5, shrunk + rho * (mean - shrunk), mean - (mean - shrunk) * (1 - rho)
+        )
         moved = tl.where(tl.abs(position) < l1, 0.0, relaxed)
         moved = tl.where(valid, moved, float("nan"))
         target = tl.load(order + row * n + k, k < size, 0)
@@ -574,8 +582,12 @@ def _rounded_to(values, result):
     dtype: tl.constexpr = result.dtype.element_ty
     if dtype == tl.float64:
         return values + 0.0
-    # As torch does it: 16-bit floats by way of float32.
-    return (values.to(tl.float32).to(dtype).to(tl.float32) + 0.0).to(dtype)
+    values = values.to(tl.float32)  # as torch does it: to 16 bits by way of 32
+    if dtype == tl.bfloat16:  # to nearest, ties to even: the interpreter's cast would cut
+        bits = values.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        values = bits.to(tl.float32, bitcast=True)
+    return (values.to(dtype).to(tl.float32) + 0.0).to(dtype)
 
 
 # One program a row, for rows of one tile
