@@ -31,7 +31,7 @@ def bridges(z: Tensor) -> Tensor:
     log d levels of at most 2 log d steps, each of constant depth: O(log^2 d) depth beyond the
     prefix sums, no host synchronisation.  The searches take O(d) work in all; this version, in
     plain tensor operations, also marks the bounds of the clusters anew in each level, at
-    O(d log d).  Proved in the chapter *The rightmost collision*.
+    O(d log d).  Proved in the chapter *A tree of bridges*.
 
     Examples
     --------

@@ -27,7 +27,8 @@ def search_collisions(z: Tensor) -> Tensor:
     Notes
     -----
     log d levels, up to log d steps in each, every step one scan over all right ranges: O(log^3 d)
-    depth, O(d log^2 d) work, no host synchronisation.  Theorem 7 of Shakerinava et al. (2024),
+    depth, O(d log^2 d) work, no host synchronisation.  Proved in the chapter *Search collisions*;
+    Theorem 7 of Shakerinava et al. (2024),
     arXiv 2311.03096.
 
     Examples

@@ -557,7 +557,7 @@ def _move_clusters(
     first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
     ranks = _of_row(ranks, row, n)
     mean, shift = _motion(x, k, size, d, first, last, sums, ranks, lambd, mask, T)
-    position = mean + shift
+    position = tl.where(mask, mean + shift, 0.0)
     so_far = tl.where(mask, position, -float("inf"))
     if WRITE:
         ordered = tl.associative_scan(so_far, 0, _maximum)

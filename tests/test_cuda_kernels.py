@@ -1,0 +1,282 @@
+"""The GPU's path: on a GPU if there is one, else interpreted on the CPU, and compiled without one.
+
+The interpreter runs one program after another, and hides what a mask keeps out of sight.  So all
+memory that the kernels are given is surrounded by a margin that must stay as it is, and filled with
+values that spoil the result if they are used.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from strategies import DTYPES
+from torch import Tensor
+
+import wsr
+
+# Triton reads this when it is first imported.
+if not torch.cuda.is_available() and __name__ != "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from wsr.kernels import cuda  # noqa: E402
+
+MARGIN = 64
+POISON = {  # floats that spread, sums that are far off, indices that are wrong but within reach
+    torch.float64: math.nan,
+    torch.float32: math.nan,
+    torch.float16: math.nan,
+    torch.bfloat16: math.nan,
+    torch.int64: 2**61 + 7,
+    torch.int32: 2,
+    torch.int16: 2,
+    torch.int8: 1,
+}
+
+
+class Fenced:
+    """Tensors within poisoned margins."""
+
+    def __init__(self) -> None:
+        self.fences: list[Tensor] = []
+        self.allocate = torch.empty
+
+    def empty(self, *shape: int | tuple[int, ...], dtype: torch.dtype, device: object) -> Tensor:
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        count = math.prod(sizes)
+        buffer = self.allocate(count + 2 * MARGIN, dtype=dtype, device=device).fill_(POISON[dtype])
+        self.fences += [buffer[:MARGIN], buffer[count + MARGIN :]]
+        return buffer[MARGIN : count + MARGIN].view(sizes)
+
+    def empty_like(self, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return self.empty(*like.shape, dtype=dtype or like.dtype, device=like.device)
+
+    def copy(self, values: Tensor) -> Tensor:
+        return self.empty_like(values).copy_(values)
+
+    def check(self) -> None:
+        for fence in self.fences:
+            poison = torch.full_like(fence, POISON[fence.dtype])
+            assert torch.equal(fence.nan_to_num(), poison.nan_to_num())
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def prox_rows(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Tensor]]:
+    """Yield the path, with fenced memory, from the CPU and back."""
+    fenced = Fenced()
+    monkeypatch.setattr(torch, "empty", fenced.empty)
+    monkeypatch.setattr(torch, "empty_like", fenced.empty_like)
+
+    def run(
+        rows: Tensor, lambd: float | Tensor, l1: float | Tensor = 0.0, rho: float = 0.0
+    ) -> Tensor:
+        given = fenced.copy(rows.to(device))
+        result = cuda.prox_rows(given, lambd, l1, rho)
+        fenced.check()
+        assert torch.equal(given.nan_to_num().cpu(), rows.nan_to_num())
+        return result.cpu()
+
+    yield run
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make trees deep while rows are short."""
+    for name, size in {"TILE": 4, "LEVELS": 2, "CHUNK": 4, "PROBES": 2}.items():
+        monkeypatch.setattr(cuda, name, size)
+
+
+def composed(
+    rows: Tensor, lambd: float | Tensor, l1: float | Tensor = 0.0, rho: float = 0.0
+) -> Tensor:
+    return wsr.prox(rows, lambd, l1=l1, rho=rho, dim=-1, algorithm="bridges")
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).to(dtype)
+
+
+def families(d: int) -> dict[str, Tensor]:
+    """Return rows that are hard in different ways at lambd = 1, as float64."""
+    delta = 2 / max(d - 1, 1)
+    k = torch.arange(d, dtype=torch.float64)
+    gaussian = randn(d)
+    sizes = torch.logspace(-12, 12, d, dtype=torch.float64)
+    return {
+        "gaussian": gaussian,
+        "one cluster": gaussian / 4,
+        "nearly apart": gaussian * 16,
+        "cascade": torch.where(k < d / 2, 0, 1.25 * delta * (k - d // 2)),
+        "mirrored cascade": torch.where(k < d / 2, 0, -1.25 * delta * (k - d // 2)),
+        "touching": delta * k,
+        "ties": (3 * gaussian).round() / 3,
+        "reversed": gaussian.sort(descending=True).values,
+        "zeros": torch.zeros(d, dtype=torch.float64),
+        "wide": sizes * gaussian.sign(),
+        "widely apart": sizes * 2.0**40,
+    }
+
+
+def test_the_front_door_leaves_triton_alone_until_a_gpu_is_met() -> None:
+    program = "import sys, wsr, torch; wsr.prox(torch.ones(3), 0.1); print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "False"
+
+
+# The same bits as the composed algorithms
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [1, 2, 3, 15, 16, 17, 40])
+def test_rows_of_one_tile(prox_rows: Callable[..., Tensor], dtype: torch.dtype, d: int) -> None:
+    rows = torch.stack(list(families(d).values())).clamp(-6e4, 6e4).to(dtype)
+    rows = rows[:: 1 if d == 17 and dtype == torch.float64 else 4]
+    assert torch.equal(prox_rows(rows, 1.0), composed(rows, 1.0))
+
+
+@pytest.mark.parametrize("d", [5, 7, 8, 9, 16, 17, 37])
+def test_trees_of_tiles(prox_rows: Callable[..., Tensor], small_tiles: None, d: int) -> None:
+    rows = torch.stack(list(families(d).values()))
+    if d != 17:
+        rows = rows[d % 4 :: 4]
+    assert torch.equal(prox_rows(rows, 1.0), composed(rows, 1.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_trees(prox_rows: Callable[..., Tensor], small_tiles: None, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2, 2, 23, dtype=torch.float64, generator=generator)
+    rows = (rows * torch.tensor([[1.0], [8.0]])).round(decimals=1)
+    lambd = torch.tensor(10.0).pow(torch.rand((), generator=generator)).item()
+    assert torch.equal(prox_rows(rows, lambd), composed(rows, lambd))
+
+
+def test_clusters_that_cross_many_tiles(
+    prox_rows: Callable[..., Tensor], small_tiles: None
+) -> None:
+    # One that covers all tiles, and one that ends within the last tiles on both sides.
+    inner = torch.cat([torch.tensor([-90.0, -80.0]), randn(33) / 8, torch.tensor([80.0, 95.0])])
+    rows = torch.stack([randn(37), inner])
+    assert torch.equal(prox_rows(rows, 9.0), composed(rows, 9.0))
+
+
+@pytest.mark.parametrize(("rho", "l1"), [(0.0, 0.3), (0.25, 0.0), (0.75, 0.3), (1.0, 0.3)])
+def test_relaxation_and_l1(
+    prox_rows: Callable[..., Tensor], small_tiles: None, rho: float, l1: float
+) -> None:
+    rows = randn(2, 11) / 2
+    assert torch.equal(prox_rows(rows, 0.5, l1, rho), composed(rows, 0.5, l1, rho))
+    rows = rows[:, :4].float()
+    assert torch.equal(prox_rows(rows, 0.5, l1, rho), composed(rows, 0.5, l1, rho))
+
+
+@pytest.mark.parametrize("d", [3, 9])
+def test_accurate_against_exact_arithmetic(
+    prox_rows: Callable[..., Tensor], small_tiles: None, d: int
+) -> None:
+    for dtype in DTYPES:
+        w = randn(d, dtype=dtype, seed=d)
+        exact = oracles.prox(w.tolist(), 0.8, 0.1)
+        oracles.assert_accurate(prox_rows(w, 0.8, 0.1), exact, w.tolist(), 0.8)
+
+
+def test_order_is_kept_across_tiles(
+    prox_rows: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Clusters that touch up to rounding: mean x + mean v comes out an ulp less on the right.
+    monkeypatch.setattr(cuda, "TILE", 2)
+    w = torch.tensor([-1.4, -1.144, 6.685333333333334, 7.837333333333333], dtype=torch.float64)
+    u = prox_rows(w, 6.4)
+    assert torch.equal(u, composed(w, 6.4))
+    assert (u.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("d", [3, 9])
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_comes_back_nan(
+    prox_rows: Callable[..., Tensor], small_tiles: None, d: int, bad: float
+) -> None:
+    rows = randn(3, d, dtype=torch.float32)
+    expected = composed(rows, 0.3)
+    rows[1, 1] = math.copysign(math.nan, bad) if math.isnan(bad) else bad
+    u = prox_rows(rows, 0.3)
+    assert u[1].isnan().all()
+    assert torch.equal(u[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("strengths", [(-1.0, 0.1), (math.nan, 0.1), (0.1, -1.0), (0.1, math.inf)])
+def test_a_bad_strength_on_the_device_gives_nan(
+    prox_rows: Callable[..., Tensor], device: torch.device, strengths: tuple[float, float]
+) -> None:
+    lambd, l1 = (torch.tensor(value, device=device) for value in strengths)
+    assert prox_rows(randn(5), lambd, l1).isnan().all()
+
+
+def test_strengths_may_be_tensors(prox_rows: Callable[..., Tensor], device: torch.device) -> None:
+    lambd, l1 = torch.tensor(0.7, device=device), torch.tensor(0.1, dtype=torch.float64)
+    expected = composed(randn(9), lambd.cpu(), l1)
+    assert torch.equal(prox_rows(randn(9), lambd, l1), expected)
+
+
+# Values with masses
+
+
+def test_masses_stand_for_equal_weights(
+    prox_rows: Callable[..., Tensor], small_tiles: None, device: torch.device
+) -> None:
+    # Everything is a multiple of 2^-10, so that no rounding tells the two apart.
+    generator = torch.Generator().manual_seed(0)
+    d, room = 65, 24
+    rows, expected, arguments = [], [], []
+    for spread in (1, 4, 16, 64):
+        values = torch.randint(-16 * spread, 16 * spread, (d,), generator=generator).sort().values
+        w = values.div(16).float()
+        x, counts = w.unique(return_counts=True)
+        x, counts = x[:room], counts[:room]
+        counts[-1] += d - counts.sum()
+        rows.append(torch.nn.functional.pad(x, (0, room - len(x)), value=math.nan))
+        ranks = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        arguments.append((torch.nn.functional.pad(ranks, (0, room - len(x)), value=7), len(x)))
+        whole = composed(x.repeat_interleave(counts), 8.0)
+        expected.append(whole[ranks[:-1]])
+    order = torch.stack([torch.randperm(room, generator=generator) for _ in rows])
+    for row, (_, n) in enumerate(arguments):
+        order[row, :n] = torch.randperm(n, generator=generator)
+    result = torch.full((len(rows), room), -7.0, device=device)
+    strengths = torch.tensor([8.0, 0.0, 0.0], dtype=torch.float64, device=device)
+    sizes = torch.tensor([n for _, n in arguments], device=device)
+    ranks = torch.stack([ranks for ranks, _ in arguments]).to(device)
+    x = torch.stack(rows).to(device)
+    cuda._resolve_long(x, order.to(device), result, strengths, d, ranks, sizes)
+    for row, values in enumerate(expected):
+        n = len(values)
+        assert torch.equal(result[row].cpu()[order[row, :n]], values)
+        assert (result[row, n:] == -7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_weights_of_16_bits_are_counted(
+    prox_rows: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(cuda, "TILE", 2**13)
+    monkeypatch.setattr(cuda, "COUNT_FROM", 2**13)
+    rows = randn(2, 2**13 + 1, dtype=dtype)
+    rows[0, ::5] = 0.0
+    rows[0, 1::7] = -0.0
+    rows[1, 3] = math.nan
+    assert torch.equal(prox_rows(rows, 0.5).nan_to_num(7), composed(rows, 0.5).nan_to_num(7))
