@@ -68,6 +68,15 @@ def problem(request, accuracy):
     return accuracy.Problem.solve(*accuracy.draw("half_shared", 200, request.param))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_largest_numbers_do_not_overflow(accuracy, dtype):
+    problem = accuracy.Problem.solve(*accuracy.draw("near_largest", 200, dtype))
+    assert problem.rounded.abs().max() > torch.finfo(dtype).max / 4
+    found = problem.compare(best(problem))
+    assert found["bound"] <= 0.5
+    assert found["distinct"] > 10
+
+
 def best(problem):
     """Return the exact solution, rounded to the dtype, in the order of the weights."""
     sizes = torch.from_numpy(problem.exact.sizes)
@@ -87,9 +96,8 @@ def test_what_is_correctly_rounded_has_no_fault(problem):
 def test_errors_are_counted_in_ulp(problem):
     u = best(problem)
     k = problem.order[-1]  # a cluster of its own: the largest
-    truth = (Fraction(problem.exact.high[-1]) + Fraction(problem.exact.low[-1])) * Fraction(
-        2
-    ) ** problem.exact.exponent
+    exact = problem.exact
+    truth = (Fraction(exact.high[-1]) + Fraction(exact.low[-1])) * Fraction(2) ** exact.exponent
     for _ in range(3):
         u[k] = torch.nextafter(u[k], u.new_tensor(math.inf))
     error = abs(Fraction(u[k].item()) - truth)
@@ -123,13 +131,9 @@ def test_wrong_clusters_are_noticed(problem):
 def test_prefix_sums_are_right_where_nothing_is_rounded(accuracy):
     # Small whole numbers, in another order than sorted; lambd * (d + 1 - 2 k) / (d - 1) is whole.
     w = torch.tensor([7.0, -3.0, 4.0, 4.0, 12.0])
+    exact = [float(value) for value in oracles.prox(w.tolist(), 4.0)]
     for dtype in (torch.float32, torch.float64):
-        found = accuracy.by_prefix_sums(w, 4.0, dtype)
-        assert found.tolist() == oracles_in_order(w, 4.0)
-
-
-def oracles_in_order(w, lambd):
-    return [float(value) for value in oracles.prox(w.tolist(), lambd)]
+        assert accuracy.by_prefix_sums(w, 4.0, dtype).tolist() == exact
 
 
 def test_inputs_are_what_they_are_called(accuracy):
@@ -148,6 +152,7 @@ def test_inputs_are_what_they_are_called(accuracy):
     for name in ("one_cluster", "cascade", "all_equal", "all_zero"):
         assert sizes[name].tolist() == [1000]
     assert 300 < sizes["half_shared"].max() < 700
+    assert 100 < len(accuracy.draw("ties", 100_000, torch.float32)[0].unique()) <= 256
     assert not accuracy.draw("all_zero", 1000, torch.float32)[0].any()
     rising = accuracy.draw("sorted", 1000, torch.float32)[0].diff()
     falling = accuracy.draw("reversed", 1000, torch.float32)[0].diff()

@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import oracles
@@ -25,7 +25,7 @@ import wsr
 if not torch.cuda.is_available() and __name__ != "__main__":
     os.environ["TRITON_INTERPRET"] = "1"
 
-from wsr.kernels import cuda  # noqa: E402
+from wsr.kernels import cuda
 
 MARGIN = 64
 POISON = {  # floats that spread, sums that are far off, indices that are wrong but within reach
@@ -72,10 +72,8 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def prox_rows(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Tensor]]:
-    """Yield the path, with fenced memory, from the CPU and back."""
+def prox_rows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Return the path, with fenced memory, from the CPU and back."""
     fenced = Fenced()
     monkeypatch.setattr(torch, "empty", fenced.empty)
     monkeypatch.setattr(torch, "empty_like", fenced.empty_like)
@@ -89,7 +87,7 @@ def prox_rows(
         assert torch.equal(given.nan_to_num().cpu(), rows.nan_to_num())
         return result.cpu()
 
-    yield run
+    return run
 
 
 @pytest.fixture
@@ -269,14 +267,181 @@ def test_masses_stand_for_equal_weights(
         assert (result[row, n:] == -7).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [
+        (torch.bfloat16, 1),
+        pytest.param(torch.bfloat16, 3, marks=pytest.mark.gpu),
+        pytest.param(torch.float16, 3, marks=pytest.mark.gpu),
+    ],
+)
 def test_many_weights_of_16_bits_are_counted(
-    prox_rows: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    prox_rows: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    count: int,
 ) -> None:
-    monkeypatch.setattr(cuda, "TILE", 2**13)
-    monkeypatch.setattr(cuda, "COUNT_FROM", 2**13)
-    rows = randn(2, 2**13 + 1, dtype=dtype)
+    monkeypatch.setattr(cuda, "COUNT_FROM", 2000)
+    rows = randn(count, 2001, dtype=dtype)
     rows[0, ::5] = 0.0
     rows[0, 1::7] = -0.0
-    rows[1, 3] = math.nan
+    rows[1:2, 3] = -math.nan
     assert torch.equal(prox_rows(rows, 0.5).nan_to_num(7), composed(rows, 0.5).nan_to_num(7))
+
+
+# What only a GPU can show
+
+
+def on_gpu(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return randn(d, dtype=torch.float32).to(device), torch.tensor(0.9, device=device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [100, 1000, 1023, 1025, 70_000, 3_000_000])
+def test_the_same_bits_on_a_gpu(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    for lambd in (1e-3, 1.3, 100.0):
+        rows = randn(2 if d < 10**6 else 1, d, dtype=dtype)
+        u = cuda.prox_rows(rows.to(device), lambd, 0.01, 0.0).cpu()
+        expected = composed(rows, lambd, 0.01)
+        if dtype.itemsize == 2 and d >= cuda.COUNT_FROM:  # z is rounded once for all equal weights
+            torch.testing.assert_close(u, expected, rtol=torch.finfo(dtype).eps, atol=0)
+        else:
+            assert torch.equal(u, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [100, 1000, 100_000])
+def test_captured_in_a_graph_and_replayed(device: torch.device, d: int) -> None:
+    w, lambd = on_gpu(d, device)
+    cuda.prox_rows(w, lambd, 0.01, 0.5)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        u = cuda.prox_rows(w, lambd, 0.01, 0.5)
+    for seed in (1, 2):
+        w.copy_(randn(d, dtype=torch.float32, seed=seed))
+        lambd.mul_(0.5)
+        graph.replay()
+        assert torch.equal(u, cuda.prox_rows(w, lambd, 0.01, 0.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("d", [100, 1000, 2_000_000])
+def test_the_host_does_not_wait(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    w, lambd = on_gpu(d, device)
+    cuda.prox_rows(w.to(dtype), lambd, 0.1, 0.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cuda.prox_rows(w.to(dtype), lambd, 0.1, 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_same_bits_run_to_run(device: torch.device) -> None:
+    for d in (300, 3_000_000):
+        w, lambd = on_gpu(d, device)
+        first = cuda.prox_rows(w, lambd, 0.0, 0.0)
+        for _ in range(20):
+            assert torch.equal(cuda.prox_rows(w, lambd, 0.0, 0.0), first)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory(device: torch.device, dtype: torch.dtype) -> None:
+    d = 10_000_000
+    w, lambd = on_gpu(d, device)
+    w = w.to(dtype)
+
+    def peak(run: Callable[[], object]) -> int:
+        run()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+
+    beyond = peak(lambda: cuda.prox_rows(w, lambd, 0.0, 0.0)) - w.nbytes
+    # What torch.sort takes while it sorts is not ours to choose.
+    assert beyond <= max(32 * d, peak(lambda: w.sort())) + 2**20
+
+
+# Compiled without a GPU
+
+
+class Recorder:
+    """Stands in for a kernel, and notes how it is launched."""
+
+    def __init__(self, name: str, launches: dict[str, tuple[str, list[object], object]]) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(size >= 1 for size in grid)
+
+        def launch(*arguments: object, **options: object) -> None:
+            kinds = [
+                f"*{value.dtype}".replace("torch.", "") if isinstance(value, Tensor) else value
+                for value in arguments
+            ]
+            self.launches[json.dumps([self.name, kinds, options])] = (self.name, kinds, options)
+
+        return launch
+
+
+def compile_all() -> None:
+    """Compile for sm_90 whatever the host's part launches, and print what was compiled."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = {
+        "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
+        "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    }  # fmt: skip
+    kernels = {name: k for name, k in vars(cuda).items() if isinstance(k, triton.JITFunction)}
+    launches: dict[str, tuple[str, list[object], object]] = {}
+    for name in kernels:
+        setattr(cuda, name, Recorder(name, launches))
+    cuda.prox_rows(torch.zeros(1, cuda.TILE + 1), 0.1, 0.1, 0.1)
+    cuda.TILE, cuda.COUNT_FROM = 4, 6  # the less time it takes
+    for dtype in DTYPES:
+        for d in (4, 5, 6):
+            cuda.prox_rows(torch.zeros(2, d, dtype=dtype), 0.1, 0.1, 0.1)
+    vars(cuda).update(kernels)  # they call each other
+    for name, kinds, options in launches.values():
+        kernel = kernels[name]
+        constants, signature = {}, {}
+        for place, (parameter, kind) in enumerate(zip(kernel.params, kinds, strict=True)):
+            if isinstance(kind, str):
+                signature[parameter.name] = "*" + names[kind[1:]]
+            elif kind is None or parameter.is_constexpr:
+                signature[parameter.name] = "constexpr"
+                constants[(place,)] = kind
+            else:
+                signature[parameter.name] = "i32"
+        source = ASTSource(kernel, signature, constants)
+        done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert done.asm["cubin"]
+        assert "fma.rn.f64" not in done.asm["ptx"] or "enable_fp_fusion" not in options
+        print(name, flush=True)
+
+
+def test_everything_that_is_launched_compiles_for_sm_90() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = done.stdout.split()
+
+    launched = {
+        "_span_tiles", "_running_extremes", "_resolve_tiles", "_running_sums", "_join_tiles",
+        "_sum_clusters", "_move_clusters", "_resolve_rows", "_count_values", "_look_up",
+    }  # fmt: skip
+
+    assert set(compiled) == launched
+    assert compiled.count("_resolve_rows") == len(DTYPES)
+
+
+if __name__ == "__main__":
+    compile_all()

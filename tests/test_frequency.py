@@ -257,3 +257,13 @@ def test_what_the_first_patch_leaves_unexplained(patches):
     arrived = patches.unexplained(torch.cat(halves)[None, None], C, gamma)
     variances = [patches.known_head(h, C, gamma).var(correction=0) for h in halves]
     torch.testing.assert_close(arrived.squeeze(), sum(variances) / 4)
+
+
+def test_damping_of_two_values(patches):
+    """E e^(i gamma h) of h = a and -a, equally often, is cos(gamma a)."""
+    signs = torch.tensor([[1.0, 1, 1], [1, -1, -1]], dtype=torch.float64)
+    h = signs * torch.tensor([9.0, 0.3, 0.8], dtype=torch.float64)
+    gamma = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    arrived = patches.damping(h[None, None], gamma)
+    expected = (torch.cos(0.3 * gamma) * torch.cos(0.8 * gamma)).abs()
+    torch.testing.assert_close(arrived, expected[None])

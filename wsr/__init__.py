@@ -8,7 +8,8 @@ from wsr.optim import proximal
 from wsr.particles import Trajectory, simulate
 from wsr.proximal_mapping import prox
 from wsr.regularizer import duality_gap, penalty
-from wsr.sharing import Sharing
+from wsr.sharing import Sharing, summary
+from wsr.tying import tie, untie
 
 __version__ = "0.1.0"
 
@@ -21,4 +22,7 @@ __all__ = [
     "prox",
     "proximal",
     "simulate",
+    "summary",
+    "tie",
+    "untie",
 ]

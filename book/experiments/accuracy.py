@@ -63,6 +63,12 @@ def gaussian(d: int, rng: np.random.Generator) -> Array:
     return 0.02 * rng.standard_normal(d)
 
 
+def levels(values: Array, number: int) -> Array:
+    """Return the values rounded to equally spaced levels from the least to the greatest."""
+    least, step = values.min(), np.ptp(values) / (number - 1)
+    return np.asarray(least + np.round((values - least) / step) * step)
+
+
 def cascade(d: int) -> Array:
     """Return weights of which half are tied and the others join them one after another."""
     gap = 2e-3 / max(d - 1, 1)  # by which two neighbours approach each other, lambd = 1e-3
@@ -89,7 +95,7 @@ def draw(name: str, d: int, dtype: torch.dtype) -> tuple[Tensor, float]:
         case "cascade":
             values = cascade(d)
         case "ties":
-            values = np.round(gaussian(d, rng) / 6.25e-4) * 6.25e-4
+            values = levels(gaussian(d, rng), 256)
         case "sorted":
             values = np.sort(gaussian(d, rng))
         case "reversed":
@@ -259,13 +265,15 @@ def _values(borders: Array, sums: Array, d_less_1: int, unit: int, high: Array, 
                 total = (remainder << DIGIT) | quotient[i]
                 quotient[i] = total // divisor
                 remainder = total % divisor
-        head, tail = 0.0, 0.0
+        head, tail = 0.0, 0.0  # what comes first is always the larger: no rounding is lost
         for i in range(len(quotient) - 1, -1, -1):
             term = quotient[i] * 2.0 ** (DIGIT * (i - FRACTION_DIGITS) + unit)
-            total_float = head + term
-            tail += term - (total_float - head)  # head is a multiple of what term is less than
-            head = total_float
-        high[k], low[k] = (-head, -tail) if negative else (head, tail)
+            longer = head + term
+            tail += term - (longer - head)
+            head = longer
+        nearest = head + tail
+        tail -= nearest - head
+        high[k], low[k] = (-nearest, -tail) if negative else (nearest, tail)
 
 
 # The comparison
@@ -288,9 +296,9 @@ class Problem:
 
     @functools.cached_property
     def rounded(self) -> Tensor:
-        """The exact values of the clusters, rounded to the dtype: the best there can be."""
-        exponent = torch.tensor(self.exact.exponent)
-        return torch.from_numpy(self.exact.high).ldexp(exponent).to(self.w.dtype)
+        """The exact values of the clusters, rounded to the dtype as PyTorch does."""
+        values = np.ldexp(self.exact.high, self.exact.exponent)
+        return torch.from_numpy(values).to(self.w.dtype)
 
     @functools.cached_property
     def steps(self) -> Array:

@@ -111,6 +111,16 @@ def unexplained(h: Tensor, C: Tensor, gamma: Tensor) -> Tensor:
     return ((high - known) / (C[:, None] + 1)).square().mean(-1) / 2
 
 
+def damping(h: Tensor, gamma: Tensor) -> Tensor:
+    """Return the product over j > 1 of |E e^(i gamma h_j)|, (seeds, cases).
+
+    It takes the place of e^(-(k-1) r^2 / 2): the target keeps this part of a wave in h_1 when it is
+    averaged over the other patches.
+    """
+    phase = gamma[:, None, None] * h[..., 1:]
+    return torch.hypot(phase.cos().mean(2), phase.sin().mean(2)).prod(-1)
+
+
 def start(s: Settings, cases: int) -> tuple[Tensor, list[Tensor]]:
     """Return unscaled u (seeds, 1, 1, d), and initial filters and head (seeds, cases, ...).
 
@@ -162,7 +172,8 @@ def learn(s: Settings, inputs: Sequence[Tensor], head: str, model: str) -> list[
         if step in s.steps:
             curve.append(loss(W, parts, inputs[1]))
 
-    floor = unexplained(hidden_truth(inputs[1]), C, gamma)
+    truth = hidden_truth(inputs[1])
+    floor, kept = unexplained(truth, C, gamma), damping(truth, gamma)
     within, _ = distinct(W.flatten(0, 1))
     keys = [(seed, *case) for seed in s.seeds for case in cases]
     return [
@@ -176,12 +187,14 @@ def learn(s: Settings, inputs: Sequence[Tensor], head: str, model: str) -> list[
             "loss": [significant(value) for value in losses],
             "final": significant(losses[-1]),
             "first_patch_only": significant(least),
+            "damping": significant(part),
             "distinct": different,
         }
-        for (seed, c, g, strength), losses, least, different in zip(
+        for (seed, c, g, strength), losses, least, part, different in zip(
             keys,
             torch.stack(curve).flatten(1).T.tolist(),
             floor.flatten().tolist(),
+            kept.flatten().tolist(),
             within.tolist(),
             strict=True,
         )

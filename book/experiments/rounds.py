@@ -56,7 +56,7 @@ def count(w: Tensor, lambd: float) -> Count:
 def count_end_points(z: Tensor) -> Count:
     """Return what ImminentCollisions takes for the free end points z, shape (d,)."""
     sums = ExactSums(z)
-    return Count(*_follow(sums.high.numpy(), sums.low.numpy()))
+    return Count(*map(int, _follow(sums.high.numpy(), sums.low.numpy())))
 
 
 @compiled

@@ -47,7 +47,8 @@ def imminent_collisions(z: Tensor) -> Tensor:
 def merging_rounds(z: Tensor) -> Iterator[Tensor]:
     """Yield where the clusters begin: at first every particle is one, then after every round.
 
-    The begins are indices into ``z.flatten()``.
+    The begins are indices into ``z.flatten()``.  End points that the grid of exact sums cannot tell
+    apart count as equal here.
     """
     d = z.shape[-1]
     scale = F.pad(z.double().abs(), (1, 0)).amax(-1, keepdim=True)
