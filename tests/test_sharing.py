@@ -1,5 +1,7 @@
 """Patterns of equal weights."""
 
+import heapq
+import math
 from collections import Counter
 from fractions import Fraction
 
@@ -7,6 +9,7 @@ import oracles
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from strategies import DTYPES, tensors, weights
 
 import wsr
@@ -109,3 +112,146 @@ def test_average_is_its_own_gradient() -> None:
     w = torch.randn(4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(pattern.average, (w,))
     assert torch.autograd.gradgradcheck(pattern.average, (w,))
+
+
+# Compressed
+
+
+def bits(w: torch.Tensor) -> list[int]:
+    return w.cpu().flatten().view(torch.uint8).tolist()
+
+
+@given(w=tensors(max_size=40))
+def test_decoding_gives_every_bit_back(device: torch.device, w: torch.Tensor) -> None:
+    w = w + 0.0  # of the two zeros, one
+    pattern = wsr.Sharing.of(w.to(device))
+    values, planes = pattern.encode()
+    decoded = wsr.Sharing.decode(values, planes, w.shape)
+    assert decoded.dtype == w.dtype
+    assert bits(decoded) == bits(w)
+    assert pattern.bits == 8 * (values.nbytes + planes.nbytes)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (), (3, 2, 5)])
+@pytest.mark.parametrize("distinct", [1, 2, 3, 4, 5, 8, 9])
+def test_a_label_takes_as_many_bits_as_it_needs(shape: tuple[int, ...], distinct: int) -> None:
+    w = (torch.arange(torch.ones(shape).numel()) % distinct).double().view(shape)
+    pattern = wsr.Sharing.of(w)
+    values, planes = pattern.encode()
+    assert len(planes) == (math.ceil(math.log2(len(pattern))) if len(pattern) else 0)
+    assert planes.shape[1] == math.ceil(w.numel() / 8)
+    assert torch.equal(wsr.Sharing.decode(values, planes, shape), w)
+    assert pattern.bits == 64 * len(pattern) + 8 * planes.numel()
+
+
+def test_groups_and_what_is_not_finite_are_encoded_too() -> None:
+    w = torch.tensor([[math.nan, math.inf, 1.0], [1.0, -math.inf, math.nan]])
+    for dim in (None, 0, 1):
+        values, planes = wsr.Sharing.of(w, dim=dim).encode()
+        assert bits(wsr.Sharing.decode(values, planes, w.shape)) == bits(w)
+
+
+def test_labels_of_many_bits() -> None:
+    w = torch.randperm(70_000).float()
+    values, planes = wsr.Sharing.of(w).encode()
+    assert planes.shape == (17, 8750)
+    assert torch.equal(wsr.Sharing.decode(values, planes, w.shape), w)
+
+
+def test_planes_of_other_weights_are_refused() -> None:
+    values, planes = wsr.Sharing.of(torch.arange(5.0)).encode()
+    message = r"^planes must have the shape \(3, 2\) for 5 values and 9 weights; got \(3, 1\)$"
+    with pytest.raises(ValueError, match=message):
+        wsr.Sharing.decode(values, planes, (3, 3))
+    with pytest.raises(ValueError, match=r"^planes must have the shape \(2, 1\) for 4 values"):
+        wsr.Sharing.decode(values[:4], planes, (5,))
+
+
+def huffman(counts: list[int]) -> int:
+    """Return the bits that Huffman's code words take, one for each thing counted."""
+    heap, total = sorted(counts), 0
+    while len(heap) > 1:
+        merged = heapq.heappop(heap) + heapq.heappop(heap)
+        total += merged
+        heapq.heappush(heap, merged)
+    return total
+
+
+@given(counts=st.lists(st.integers(1, 40), min_size=2, max_size=12))
+def test_the_entropy_bound_lies_within_a_bit_a_weight_of_huffmans_code(counts: list[int]) -> None:
+    w = torch.arange(float(len(counts))).repeat_interleave(torch.tensor(counts))
+    pattern = wsr.Sharing.of(w)
+    codebook = 32 * len(counts)
+    assert codebook + huffman(counts) >= pattern.entropy_bits * (1 - 1e-14)
+    assert codebook + huffman(counts) < pattern.entropy_bits + len(w)
+    assert pattern.entropy_bits <= pattern.bits
+
+
+def test_the_entropy_of_equal_shares_is_a_logarithm() -> None:
+    assert wsr.Sharing.of(torch.arange(4.0).repeat(6)).entropy_bits == 4 * 32 + 24 * 2
+    assert wsr.Sharing.of(torch.zeros(5, dtype=torch.float16)).entropy_bits == 16
+    assert wsr.Sharing.of(torch.zeros(0)).entropy_bits == 0
+
+
+# Summaries
+
+
+@given(w=tensors())
+def test_a_row_counts_what_it_says(device: torch.device, w: torch.Tensor) -> None:
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(w.to(device))
+    (row,) = wsr.summary(module)
+    values = w.tolist()
+    assert row.name == "w"
+    assert row.weights == len(values)
+    assert row.distinct == len(set(values))
+    assert row.zeros == values.count(0.0)
+    assert row.largest == max(Counter(values).values())
+    assert row.dense_bits == 8 * w.nbytes
+    exact = oracles.penalty(values)
+    room = 4 * len(values) * oracles.ulp(max(map(abs, values)) * len(values), torch.float64)
+    assert abs(Fraction(row.penalty) - exact) <= Fraction(room)
+    pattern = wsr.Sharing.of(w)
+    assert (row.bits, row.entropy_bits) == (pattern.bits, pattern.entropy_bits)
+
+
+def test_a_row_for_each_parameter_tied_or_not() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(2, 1)))
+    names = ["0.weight", "0.bias", "1.0.weight", "1.0.bias"]
+    before = wsr.summary(net)
+    assert [row.name for row in before] == names
+    wsr.tie(net, "0.weight")
+    wsr.tie(net, "1.0.bias")
+    assert {row.name: row for row in wsr.summary(net)} == {row.name: row for row in before}
+
+
+def test_a_row_for_a_parameter_of_several_parts() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+    assert [(row.name, row.weights) for row in wsr.summary(layer)] == [("bias", 2), ("weight", 6)]
+
+
+def test_the_line_of_a_row() -> None:
+    layer = torch.nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.0, 1.0, 2.0]).expand(3, 3))
+    (row,) = wsr.summary(layer)
+    assert str(row) == (
+        "weight: 9 weights, 3 distinct, 3 zero, largest cluster 3, R 4.5, "
+        "16 of 36 bytes (entropy 13.8)"
+    )
+
+
+def test_parameters_without_an_entry() -> None:
+    module = torch.nn.Module()
+    assert wsr.summary(module) == []
+    module.w = torch.nn.Parameter(torch.ones(0, 2))
+    assert wsr.summary(module) == [("w", 0, 0, 0, 0, 0.0, 0, 0, 0.0)]
+
+
+def test_what_cannot_be_summed_up() -> None:
+    with pytest.raises(TypeError, match=r"^module must be a torch\.nn\.Module; got Tensor$"):
+        wsr.summary(torch.ones(2))
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"^w must have one of .*; got torch\.complex64$"):
+        wsr.summary(module)

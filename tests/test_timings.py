@@ -233,18 +233,29 @@ def test_the_race_takes_turns(timings):
     assert timings.quartiles([5.0, 1.0, 3.0, 2.0, 4.0]) == [2.0, 3.0, 4.0]
 
 
-def test_ties_have_256_levels(timings):
-    w, _ = timings.ties(100_000, torch.float32)
+def test_ties_have_up_to_256_values(timings):
+    w, _ = timings.weights("ties", 100_000, torch.float32, timings.Settings())
     assert 200 < len(w.unique()) <= 256
     assert w.std() == pytest.approx(0.02, rel=0.05)
 
 
-def test_trained_weights_are_those_before_the_last_prox(timings):
+def test_trained_weights_are_those_before_the_last_prox(timings, monkeypatch):
+    asked = []
+    prox = wsr.prox
+
+    def spy(*arguments):
+        asked.append(arguments)
+        return prox(*arguments)
+
+    monkeypatch.setattr(timings.wsr, "prox", spy)
     w, lambd = timings.trained(8, 5)
+    assert w.shape == (8 * 16,)
+    assert len(asked) == 5
+    given, strength = asked[-1]
+    assert torch.equal(w, given.flatten())
+    assert strength == lambd > 0
     again, _ = timings.trained.__wrapped__(8, 5)
     assert torch.equal(w, again)
-    assert w.shape == (8 * 16,)
-    assert len(wsr.prox(w, lambd).unique()) < len(w.unique())
 
 
 def test_resampling_keeps_ties_and_makes_no_others(timings):
@@ -293,7 +304,7 @@ def test_peak_memory_is_what_was_allocated(timings, monkeypatch):
 
     monkeypatch.setattr(timings, "OURS", (timings.Method("ours", solve),))
     bytes_per_weight = timings.peak_memory("ours", "float32", 1_000_000, "gaussian", "cpu")
-    assert bytes_per_weight == pytest.approx(60, abs=4)
+    assert bytes_per_weight == pytest.approx(60, abs=12)  # small arrays come again
 
 
 def test_a_fresh_process_answers(timings):

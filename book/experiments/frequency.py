@@ -529,9 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     for key, compute in blocks:
         blocks.set_postfix_str(" ".join(str(value) for value in key.values()))
         if not record.has(**key):
-            *most, last = compute()
-            record.rows.extend(most)  # written with the last: a block is kept whole or not at all
-            record.add(**last)
+            record.extend(compute())
     return record.finish()
 
 

@@ -214,9 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     for head, model in blocks:
         blocks.set_postfix_str(f"{head} head, {model}")
         if not record.has(head=head, model=model):
-            *most, last = learn(s, inputs, head, model)
-            record.rows.extend(most)  # written with the last: a block is kept whole or not at all
-            record.add(**last)
+            record.extend(learn(s, inputs, head, model))
     return record.finish()
 
 

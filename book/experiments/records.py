@@ -86,6 +86,12 @@ class Record:
         self._content["seconds"] = round(time.monotonic() - self._since, 1)
         _write(self._partial, self._content)
 
+    def extend(self, rows: Sequence[Row]) -> None:
+        """Add rows that were finished together; an interrupt keeps all of them or none."""
+        *most, last = rows
+        self.rows.extend(most)
+        self.add(**last)
+
     def finish(self) -> Path:
         """Put the record in its place and return its path."""
         self._content["seconds"] = round(time.monotonic() - self._since, 1)
@@ -136,7 +142,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def _write(path: Path, content: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in content["rows"])
+    rows = ",\n".join("  " + json.dumps(row, allow_nan=False, separators=(",", ":")) for row in content["rows"])
     head = json.dumps({k: v for k, v in content.items() if k != "rows"}, indent=1)
     text = f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
     draft = path.with_suffix(".tmp")

@@ -498,9 +498,9 @@ def batch(settings: Settings, methods: list[Method]) -> Iterator[Task]:
     def measure(method: Method, threads: int) -> Row:
         solve = by_row(method)
         torch.set_num_threads(threads)
-        solve(w[:1], lambd)
-        wait = seconds(lambda: solve(w[:1], lambd), settings.device)
-        wait *= 1 if method.batched else rows
+        few = w[: math.ceil(rows / 64)]
+        solve(few, lambd)
+        wait = seconds(lambda: solve(few, lambd), settings.device) * rows / len(few)
         if wait > settings.limit:
             return left_out(settings, wait)
         return judge_and_race(
