@@ -45,11 +45,16 @@ lab: $(INSTALLED)  ## open JupyterLab with the chapters as notebooks
 	$(BIN)/jupyter lab book
 
 # The environment above holds whatever build of torch pip found; a GPU machine has its own. Left out
-# is what needs cvxpy or pooch, which such a machine may lack, and what the GPU does not concern.
+# are the tests that need cvxpy or pooch, which such a machine may lack, and those of the experiments.
 gpu: PYTHON := $(shell command -v python3)
-gpu:  ## run the tests on a GPU with the machine's own python3 (or PYTHON=...), which has torch with CUDA
+gpu: export PYTHONPATH := $(CURDIR)
+gpu:  ## test on a GPU and record accuracy and timings there, with the machine's own python3 (or PYTHON=...)
 	$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch sees no GPU")'
-	$(PYTHON) -m pytest tests wsr --device cuda --ignore=tests/book --ignore=tests/test_cvxpy.py --ignore=tests/test_data.py
+	$(PYTHON) -m pytest --device cuda --hypothesis-profile=gpu wsr $(filter-out $(CPU_TESTS),$(wildcard tests/test_*.py))
+	cd book && $(PYTHON) -m experiments.accuracy --device cuda
+	cd book && $(PYTHON) -m experiments.timings --device cuda
+
+CPU_TESTS := $(addprefix tests/test_,cvxpy.py data.py accuracy.py rounds.py timings.py records.py frequency.py readme.py)
 
 clean:  ## remove the built book and the caches (the environment stays)
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis

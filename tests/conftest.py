@@ -18,6 +18,8 @@ settings.register_profile(
     derandomize=True,
     database=None,
 )
+# On a GPU a small tensor costs as much as a large one, and the minutes are few.
+settings.register_profile("gpu", settings.get_profile("default"), max_examples=20)
 settings.load_profile("default")
 
 

@@ -142,7 +142,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def _write(path: Path, content: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join("  " + json.dumps(row, allow_nan=False, separators=(",", ":")) for row in content["rows"])
+    rows = ",\n".join(
+        "  " + json.dumps(row, allow_nan=False, separators=(",", ":")) for row in content["rows"]
+    )
     head = json.dumps({k: v for k, v in content.items() if k != "rows"}, indent=1)
     text = f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
     draft = path.with_suffix(".tmp")
