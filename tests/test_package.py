@@ -13,12 +13,16 @@ def test_the_public_names() -> None:
     assert sorted(wsr.__all__) == [
         "ALGORITHMS",
         "Sharing",
+        "Summary",
         "Trajectory",
         "duality_gap",
         "penalty",
         "prox",
         "proximal",
         "simulate",
+        "summary",
+        "tie",
+        "untie",
     ]
     assert all(hasattr(wsr, name) for name in wsr.__all__)
 
@@ -42,10 +46,14 @@ def test_a_read_only_installation_without_a_cache(tmp_path: Path) -> None:
     shutil.copytree(
         Path(wsr.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
-    (package / "collisions" / "__pycache__").write_text("in the way of a folder")
-    program = (
-        "import torch, wsr; print(wsr.__file__, wsr.prox(torch.tensor([0.0, 1.0]), 1.0).tolist())"
-    )
+    for folder in ("collisions", "kernels"):
+        (package / folder / "__pycache__").write_text("in the way of a folder")
+    program = """
+import torch, wsr
+w = torch.tensor([0.0, 1.0])
+pooled = wsr.prox(w, 1.0, algorithm="pool_adjacent_violators")
+print(wsr.__file__, wsr.prox(w, 1.0).tolist(), pooled.tolist())
+"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -54,4 +62,4 @@ def test_a_read_only_installation_without_a_cache(tmp_path: Path) -> None:
         env={"HOME": os.devnull, "PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{package / '__init__.py'} [0.5, 0.5]"
+    assert done.stdout.strip() == f"{package / '__init__.py'} [0.5, 0.5] [0.5, 0.5]"

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +167,229 @@ def test_a_step_that_the_scaler_skips_is_not_followed_by_a_prox(fused: bool) -> 
         scaler.step(optimizer)
         scaler.update()
         assert p.tolist() == expected
+
+
+# Whole loops
+
+
+def network() -> nn.Module:
+    """Return a net of two layers, the same each time."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return net
+
+
+def batch(seed: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 6, generator=generator), torch.randn(size, 2, generator=generator)
+
+
+def grouped(net: nn.Module) -> list[dict[str, object]]:
+    """Return groups of all kinds: shared in rows, shared and sparse, left alone."""
+    first, last = net[0], net[2]
+    return [
+        {"params": [first.weight], "lambd": 3.0, "rho": 0.5, "dim": 1},
+        {"params": [last.weight], "lambd": 6.0, "l1": 0.5, "lr": 0.05},
+        {"params": [first.bias, last.bias]},
+    ]
+
+
+def loss(net: Callable[[Tensor], Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = data
+    return (net(x).float() - y).square().mean()
+
+
+def test_gradients_accumulate_and_the_prox_waits_for_the_step() -> None:
+    ours, whole = network(), network()
+    optimizers = [torch.optim.SGD(grouped(net), lr=0.1, momentum=0.9) for net in (ours, whole)]
+    for optimizer in optimizers:
+        wsr.proximal(optimizer)
+    for step in range(4):
+        x, y = batch(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        before = [p.detach().clone() for p in ours.parameters()]
+        for part in range(4):
+            (loss(ours, (x[part::4], y[part::4])) / 4).backward()
+            now = list(ours.parameters())
+            assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+        loss(whole, (x, y)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for p, q in zip(ours.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+    assert len(wsr.Sharing.of(ours[0].weight, dim=1)) < ours[0].weight.numel()
+    assert len(wsr.Sharing.of(ours[2].weight)) < ours[2].weight.numel()
+
+
+SCHEDULERS: dict[str, Callable[..., torch.optim.lr_scheduler.LRScheduler]] = {
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=6),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=8),
+    "warmup from zero": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: k / 4),
+    "in sequence": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [
+            torch.optim.lr_scheduler.LinearLR(o, total_iters=2),
+            torch.optim.lr_scheduler.StepLR(o, 1),
+        ],
+        [2],
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_schedulers_of_several_groups(
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler],
+) -> None:
+    ours, plain = network(), network()
+    optimizers = [torch.optim.SGD(grouped(net), lr=0.1, momentum=0.9) for net in (ours, plain)]
+    wsr.proximal(optimizers[0])
+    schedulers = [schedule(optimizer) for optimizer in optimizers]
+    for step in range(6):
+        for net, optimizer in zip((ours, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss(net, batch(step)).backward()
+            optimizer.step()
+        rows, flat, _ = (group["lr"] for group in optimizers[1].param_groups)
+        with torch.no_grad():
+            first, last = plain[0].weight, plain[2].weight
+            first.copy_(wsr.prox(first, 3.0 * rows, rho=0.5, dim=1))
+            last.copy_(wsr.prox(last, 6.0 * flat, l1=0.5 * flat))
+        for scheduler in schedulers:
+            scheduler.step()
+        for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+class Loop:
+    """All that a real loop holds: groups, a schedule, mixed precision, clipping, accumulation."""
+
+    def __init__(self) -> None:
+        self.net = network()
+        self.optimizer = torch.optim.AdamW(grouped(self.net), lr=0.1)
+        wsr.proximal(self.optimizer)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=8)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+
+    def run(self, steps: range) -> None:
+        for step in steps:
+            self.optimizer.zero_grad()
+            for part in range(2):
+                with torch.autocast("cpu", torch.bfloat16):
+                    value = loss(self.net, batch(2 * step + part)) / 2
+                overflow = math.inf if step == 2 and part else 1.0
+                self.scaler.scale(value * overflow).backward()
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+
+    def parts(self) -> dict[str, object]:
+        return {
+            "net": self.net,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_resuming_a_whole_loop_gives_the_same_bits(stop: int, tmp_path: object) -> None:
+    straight, first, resumed = Loop(), Loop(), Loop()
+    straight.run(range(8))
+    first.run(range(stop))
+    states = {name: part.state_dict() for name, part in first.parts().items()}
+    torch.save(states, f"{tmp_path}/checkpoint")
+    saved = torch.load(f"{tmp_path}/checkpoint")
+    for name, part in resumed.parts().items():
+        part.load_state_dict(saved[name])
+    resumed.run(range(stop, 8))
+    for p, q in zip(resumed.net.parameters(), straight.net.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert resumed.scaler.get_scale() == straight.scaler.get_scale()
+    assert len(wsr.Sharing.of(resumed.net[2].weight)) < resumed.net[2].weight.numel()
+
+
+def test_an_overflow_leaves_weights_and_counts_of_steps_alone() -> None:
+    loop = Loop()
+    loop.run(range(2))
+    before = [p.detach().clone() for p in loop.net.parameters()]
+    loop.run(range(2, 3))
+    for p, q in zip(loop.net.parameters(), before, strict=True):
+        assert torch.equal(p, q)
+
+
+# torch's compiler uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model() -> None:
+    nets = network(), network()
+    forwards = nets[0], torch.compile(nets[1], backend="aot_eager")
+    for net, forward in zip(nets, forwards, strict=True):
+        optimizer = torch.optim.SGD(grouped(net), lr=0.1, momentum=0.9)
+        wsr.proximal(optimizer)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss(forward, batch(step)).backward()
+            optimizer.step()
+    for p, q in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(p, q)
+    patterns = [wsr.Sharing.of(net[2].weight) for net in nets]
+    assert torch.equal(patterns[0].labels, patterns[1].labels)
+    assert len(patterns[0]) < nets[0][2].weight.numel()
+    x, _ = batch(0)
+    torch.testing.assert_close(forwards[1](x), forwards[0](x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_and_memory_format(dtype: torch.dtype) -> None:
+    conv = nn.Conv2d(3, 4, 3).to(dtype=dtype, memory_format=torch.channels_last)
+    before = conv.weight.detach().clone()
+    optimizer = torch.optim.SGD([{"params": [conv.weight], "lambd": 0.05}], lr=1.0)
+    wsr.proximal(optimizer)
+    optimizer.step()
+    assert torch.equal(conv.weight, wsr.prox(before, 0.05))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def replica(rank: int, folder: str) -> None:
+    """Train one of two replicas, each on data of its own, and leave its weights behind."""
+    torch.set_num_threads(1 + rank)  # replicas need not be alike
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    net = network()
+    with torch.no_grad():
+        for p in net.parameters():
+            p += rank  # overwritten by the first replica's
+    parallel = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(grouped(net), lr=0.1, momentum=0.9)
+    wsr.proximal(optimizer)
+    for step in range(5):
+        optimizer.zero_grad()
+        loss(parallel, batch(2 * step + rank)).backward()
+        optimizer.step()
+    torch.save(net.state_dict(), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_replicas_stay_bitwise_equal(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(replica, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    alone = network()
+    optimizer = torch.optim.SGD(grouped(alone), lr=0.1, momentum=0.9)
+    wsr.proximal(optimizer)
+    for step in range(5):
+        optimizer.zero_grad()
+        sum(loss(alone, batch(2 * step + rank)) / 2 for rank in range(2)).backward()
+        optimizer.step()
+    for name, p in alone.state_dict().items():
+        torch.testing.assert_close(first[name], p)
+    assert len(wsr.Sharing.of(first["2.weight"])) < first["2.weight"].numel()
 
 
 # Registering, twice and wrongly

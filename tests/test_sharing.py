@@ -211,7 +211,7 @@ def test_a_row_counts_what_it_says(device: torch.device, w: torch.Tensor) -> Non
     exact = oracles.penalty(values)
     room = 4 * len(values) * oracles.ulp(max(map(abs, values)) * len(values), torch.float64)
     assert abs(Fraction(row.penalty) - exact) <= Fraction(room)
-    pattern = wsr.Sharing.of(w)
+    pattern = wsr.Sharing.of(w.to(device))
     assert (row.bits, row.entropy_bits) == (pattern.bits, pattern.entropy_bits)
 
 
@@ -241,6 +241,15 @@ def test_the_line_of_a_row() -> None:
     )
 
 
+def test_nothing_is_made_on_another_device() -> None:
+    layer = torch.nn.Linear(3, 2)
+    expected = wsr.summary(layer)
+    with torch.device("meta"):
+        assert wsr.summary(layer) == expected
+        values, planes = wsr.Sharing.of(layer.weight).encode()
+        assert torch.equal(wsr.Sharing.decode(values, planes, (2, 3)), layer.weight)
+
+
 def test_parameters_without_an_entry() -> None:
     module = torch.nn.Module()
     assert wsr.summary(module) == []
@@ -252,6 +261,6 @@ def test_what_cannot_be_summed_up() -> None:
     with pytest.raises(TypeError, match=r"^module must be a torch\.nn\.Module; got Tensor$"):
         wsr.summary(torch.ones(2))
     module = torch.nn.Module()
-    module.w = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    with pytest.raises(TypeError, match=r"^w must have one of .*; got torch\.complex64$"):
+    module.scale = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"^scale must have one of .*; got torch\.complex64$"):
         wsr.summary(module)

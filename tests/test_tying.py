@@ -299,9 +299,9 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 @pytest.mark.parametrize(("make", "inputs"), MODULES.values(), ids=MODULES)
 def test_every_parameter_of_a_module(
-    device: torch.device, make: Callable[[], nn.Module], inputs: Callable[[], Tensor]
+    make: Callable[[], nn.Module], inputs: Callable[[], Tensor]
 ) -> None:
-    net, x = shared_(make()).to(device), inputs().to(device)
+    net, x = shared_(make()), inputs()
     names = [name for name, _ in net.named_parameters()]
     kinds = [type(module) for module in net.modules()]
     expected = net(x)
@@ -462,9 +462,25 @@ def test_a_state_dict_gives_values_and_pattern_to_a_fresh_module(
     fresh.load_state_dict(torch.load(f"{tmp_path}/layer"), assign=assign)
     assert bits(fresh.weight) == bits(layer.weight)
     assert codebook(fresh).requires_grad
+    assert codebook(fresh).grad is None
     for module in (layer, fresh):
         train(module, torch.optim.SGD(module.parameters(), lr=0.1), range(2, 4))
     assert bits(fresh.weight) == bits(layer.weight)
+
+
+def test_a_codebook_of_the_same_size_is_loaded_in_place() -> None:
+    layer, other = linear(), linear()
+    for module in (layer, other):
+        wsr.tie(module, "weight")
+    train(other, torch.optim.SGD(other.parameters(), lr=0.1), range(1))
+    layer.weight.sum().backward()
+    values = codebook(layer)
+    place = values.data_ptr()
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer.weight, other.weight)
+    assert codebook(layer) is values
+    assert values.data_ptr() == place
+    assert values.grad is not None
 
 
 def test_resuming_gives_the_same_bits(tmp_path: object) -> None:
@@ -570,14 +586,23 @@ def test_weights_without_an_order() -> None:
     assert holder.weight.dtype == torch.complex64
 
 
-def test_a_parameter_that_two_modules_hold() -> None:
+def test_a_parameter_that_stands_in_two_places() -> None:
     net = nn.ModuleDict({"first": nn.Embedding(3, 2), "last": nn.Linear(2, 3, bias=False)})
     net["last"].weight = net["first"].weight
-    message = r"^name must name a parameter that one module holds; got '{}', also '{}'$"
+    message = r"^name must name a parameter that stands in one place; got '{}', also '{}'$"
     for name, other in (("first.weight", "last.weight"), ("last.weight", "first.weight")):
         with pytest.raises(ValueError, match=message.format(name, other)):
             wsr.tie(net, name)
     assert net["last"].weight is net["first"].weight
+    twice = nn.Module()
+    twice.a = twice.b = nn.Parameter(torch.ones(2))
+    twice.c = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=message.format("b", "a")):
+        wsr.tie(twice, "b")
+    wsr.tie(twice, "c")
+    wsr.untie(twice, "c")
+    names = [name for name, _ in twice.named_parameters(remove_duplicate=False)]
+    assert names == ["a", "b", "c"]
     same = linear()
     wsr.tie(nn.Sequential(same, same), "1.weight")  # one module, used twice
 

@@ -8,7 +8,7 @@ from wsr.optim import proximal
 from wsr.particles import Trajectory, simulate
 from wsr.proximal_mapping import prox
 from wsr.regularizer import duality_gap, penalty
-from wsr.sharing import Sharing, summary
+from wsr.sharing import Sharing, Summary, summary
 from wsr.tying import tie, untie
 
 __version__ = "0.1.0"
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ALGORITHMS",
     "Sharing",
+    "Summary",
     "Trajectory",
     "duality_gap",
     "penalty",

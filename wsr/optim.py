@@ -55,6 +55,9 @@ def proximal(optimizer: Optimizer) -> "ProximalHandle":
     momentum beta the gradients count 1 / (1 - beta) times as much as lambd.  A step that a
     gradient scaler skips for an overflow is not followed by a prox.
 
+    Every parameter of such a group moves, also one without a gradient: keep frozen ones out of it.
+    Replicas that take the same step, as in ``DistributedDataParallel``, stay bitwise equal.
+
     Copies and pickles of an optimizer are not proximal: call ``proximal`` on them again.
     ``load_state_dict`` replaces the groups: the keys come from the checkpoint.  Derived in the
     chapter *A first look at training*; Shakerinava et al. (2024), arXiv 2311.03096.

@@ -66,12 +66,14 @@ def prox(
     Notes
     -----
     Costs O(d log d), less where ``"auto"`` need not sort: weights of 16 bits, and weights of which
-    many will be shared.  It fuses all steps, but where gradients are recorded, and in compiled
-    graphs, it takes the same steps as the algorithms do.  Clusters are told apart to 2^-62 of the largest of weights and lambd in a
-    group.  Differentiable: d/dw averages over each cluster (zero where l1 removed it), d/dlambd is
-    the velocity of the cluster, d/dl1 is -sign; where the clusters change, these are the
-    derivatives of one side.  Derived in the chapters *The proximal mapping* and *Composition*;
-    Theorem 4 of Shakerinava et al. (2024), arXiv 2311.03096.
+    many will be shared.  ``"auto"`` fuses all steps; where gradients are recorded, and in compiled
+    graphs, it takes the steps of the algorithms.  Clusters are told apart to 2^-62 of the largest
+    of weights and lambd in a group.
+
+    Differentiable: d/dw averages over each cluster (zero where l1 removed it), d/dlambd is the
+    velocity of the cluster, d/dl1 is -sign; where the clusters change, these are the derivatives
+    of one side.  Derived in the chapters *The proximal mapping* and *Composition*; Theorem 4 of
+    Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------

@@ -89,7 +89,7 @@ class Sharing:
 
     @property
     def bits(self) -> int:
-        """The size of what :meth:`encode` returns, in bits."""
+        """The bits of what :meth:`encode` returns: more than w itself has if little is shared."""
         planes, width = _planes(len(self), self.labels.numel())
         return 8 * (self.values.element_size() * len(self) + planes * width)
 
@@ -202,7 +202,7 @@ class Sharing:
 
 
 class Summary(NamedTuple):
-    """What one parameter shares; ``str`` gives a line to print.
+    """What one parameter shares; ``str`` gives a line to print, with sizes in bytes.
 
     Attributes
     ----------
@@ -218,6 +218,8 @@ class Summary(NamedTuple):
         How many are in the largest cluster, that of the zeros included.
     penalty : float
         R of the parameter, all of its weights being one group.
+    dense_bits : int
+        Size of the weights as they are.
     bits : int
         Size of codebook and labels: :attr:`Sharing.bits`.
     entropy_bits : float
@@ -230,14 +232,16 @@ class Summary(NamedTuple):
     zeros: int
     largest: int
     penalty: float
+    dense_bits: int
     bits: int
     entropy_bits: float
 
     def __str__(self) -> str:
+        sizes = f"{self.bits // 8} of {self.dense_bits // 8} bytes"
         return (
             f"{self.name}: {self.weights} weights, {self.distinct} distinct, {self.zeros} zero, "
             f"largest cluster {self.largest}, R {self.penalty:.4g}, "
-            f"{self.bits / 8:.0f} bytes (entropy {self.entropy_bits / 8:.1f})"
+            f"{sizes} (entropy {self.entropy_bits / 8:.1f})"
         )
 
 
@@ -272,8 +276,8 @@ def summary(module: nn.Module) -> list[Summary]:
     ...     p.data.zero_()[..., 0] = 2.0
     >>> for row in wsr.summary(layer):
     ...     print(row)
-    weight: 8 weights, 2 distinct, 6 zero, largest cluster 6, R 3.429, 9 bytes (entropy 8.8)
-    bias: 2 weights, 2 distinct, 1 zero, largest cluster 1, R 2, 9 bytes (entropy 8.2)
+    weight: 8 weights, 2 distinct, 6 zero, largest cluster 6, R 3.429, 9 of 32 bytes (entropy 8.8)
+    bias: 2 weights, 2 distinct, 1 zero, largest cluster 1, R 2, 9 of 8 bytes (entropy 8.2)
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}")
@@ -285,7 +289,6 @@ def summary(module: nn.Module) -> list[Summary]:
     return [_row(module, name) for name in dict.fromkeys(names)]
 
 
-@torch.no_grad()
 def _row(module: nn.Module, name: str) -> Summary:
     path, _, leaf = name.rpartition(".")
     w = getattr(module.get_submodule(path), leaf)
@@ -298,6 +301,7 @@ def _row(module: nn.Module, name: str) -> Summary:
         zeros=int(pattern.counts[pattern.values == 0].sum()),
         largest=int(pattern.counts.amax()) if len(pattern) else 0,
         penalty=_penalty(pattern),
+        dense_bits=8 * w.element_size() * w.numel(),
         bits=pattern.bits,
         entropy_bits=pattern.entropy_bits,
     )

@@ -39,7 +39,7 @@ def tie(module: nn.Module, name: str) -> None:
     Notes
     -----
     A parametrization of ``torch.nn.utils.parametrize``: ``module.weight`` goes on giving the
-    weights, now computed from ``module.parametrizations.weight.original``, the codebook: a
+    weights, now computed from ``parametrizations.weight.original`` of the module, the codebook: a
     parameter of shape (number of distinct nonzero values,), ascending at first.
 
     *Optimizers.*  The codebook is the parameter object that was there, shrunk: an optimizer without
@@ -48,19 +48,21 @@ def tie(module: nn.Module, name: str) -> None:
     one weight.
 
     *Learning rate.*  The gradient of a value is the sum over its m weights, added in float64.  A
-    step of plain SGD therefore moves it m times as far as it would move one weight by the mean of
-    their gradients, which is how far the prox lets a cluster move; large clusters then ask for a
-    learning rate that is smaller in proportion.  Adam divides by the size of the gradient and moves
-    all values alike.  To train by means, take
-    ``m = module.parametrizations.weight[0].labels.flatten().bincount()[1:]`` and register
-    ``lambda g: g / m`` as a hook of the codebook.
+    step of plain SGD therefore moves it by m times the mean of their gradients; under the prox, a
+    cluster that stays tied moves by the mean.  Large clusters then ask for a learning rate that is
+    smaller in proportion.  Adam divides by the size of the gradient and moves all values alike.  To
+    train by means, divide by m in a hook, as in the example.
 
-    *Saving.*  ``state_dict`` holds codebook and labels.  Loading gives both to a module in which
-    the parameter is tied, whatever its pattern was; where it is not tied, torch reports the missing
-    key.  Copies by ``deepcopy`` are tied too.  torch does not pickle parametrized modules.
+    *Saving.*  ``state_dict`` holds codebook and labels (int64).  Loading gives both to a module in
+    which the parameter is tied, whatever its pattern was; if it is tied on one side only, torch
+    reports the keys that are missing.  Copies by ``deepcopy`` are tied too.  torch does not pickle
+    parametrized modules.
 
-    Tie before wrapping a module for distributed training.  A codebook trained by the sums of its
-    weights' gradients is found in Han, Mao and Dally (2016), arXiv 1510.00149.
+    *Several processes.*  Tie before wrapping a module in ``DistributedDataParallel``, which sends
+    the labels round before each forward pass unless it is told ``broadcast_buffers=False``.
+
+    A codebook trained by the sums of its weights' gradients is found in Han, Mao and Dally (2016),
+    arXiv 1510.00149.
 
     Examples
     --------
@@ -70,10 +72,25 @@ def tie(module: nn.Module, name: str) -> None:
     >>> wsr.tie(layer, "weight")
     >>> layer.parametrizations.weight.original.tolist()
     [0.5, 2.0]
-    >>> layer(torch.ones(1, 4)).sum().backward()
-    >>> torch.optim.SGD(layer.parameters(), lr=0.125).step()
-    >>> layer.weight.tolist()  # the gradients are 2 and 1
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.125)
+    >>> layer(torch.ones(1, 4)).sum().backward()  # the gradients are 2 and 1
+    >>> optimizer.step()
+    >>> layer.weight.tolist()
     [[0.25, 0.0, 0.25, 1.875]]
+
+    By means:
+
+    >>> tied = layer.parametrizations.weight
+    >>> m = tied[0].labels.flatten().bincount()[1:]
+    >>> hook = tied.original.register_hook(lambda g: g / m)
+    >>> optimizer.zero_grad()
+    >>> layer(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> layer.weight.tolist()
+    [[0.125, 0.0, 0.125, 1.75]]
+
+    And back:
+
     >>> wsr.untie(layer, "weight")
     >>> [name for name, _ in layer.named_parameters()]
     ['weight']
@@ -89,7 +106,7 @@ def tie(module: nn.Module, name: str) -> None:
     for other, p in module.named_parameters(remove_duplicate=False):
         if p is weight and _owner(module, other) != (owner, leaf):
             raise ValueError(
-                f"name must name a parameter that one module holds; got {name!r}, also {other!r}"
+                f"name must name a parameter that stands in one place; got {name!r}, also {other!r}"
             )
     pattern = Sharing.of(weight)
     nonzero = pattern.values != 0
@@ -222,20 +239,11 @@ def _replace(parameter: Tensor, values: Tensor) -> None:
 
 
 def _take_size(
-    kept: ParametrizationList,
-    state: dict[str, Tensor],
-    prefix: str,
-    _metadata: object,
-    strict: bool,
-    _missing_keys: list[str],
-    _unexpected_keys: list[str],
-    errors: list[str],
+    kept: ParametrizationList, state: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Make room for the codebook that torch is about to load, and say what torch would not."""
+    """Make room for the codebook that torch is about to load together with its labels."""
     values, labels = state.get(prefix + "original"), state.get(prefix + "0.labels")
     if values is None or labels is None:
-        if strict:
-            name = "".join(prefix.removesuffix(".").rsplit("parametrizations.", 1))
-            errors.append(f"{name} is tied here, but not in the state_dict: load it, then tie")
-    elif labels.shape == kept.get_buffer("0.labels").shape and values.shape != kept.original.shape:
+        return  # torch reports missing keys
+    if labels.shape == kept.get_buffer("0.labels").shape and values.shape != kept.original.shape:
         _replace(kept.original, kept.original.new_empty(values.shape))

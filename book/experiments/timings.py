@@ -695,7 +695,13 @@ def main(arguments: list[str] | None = None) -> None:
         methods += papers(options.paper_code)
     on_gpu = settings.device == "cuda"
     thresholds = {name: AS_IT_IS[name] for name in ("COUNTED_FROM", "SAMPLED_FROM")}
-    command = "python -m experiments.timings" + " --device cuda" * on_gpu
+    command = (
+        "python -m experiments.timings" + " --device cuda" * on_gpu + " --quick" * options.quick
+    )
+    if options.sizes:
+        command += " --sizes " + " ".join(map(str, options.sizes))
+    if settings.limit != Settings().limit:
+        command += f" --limit {settings.limit:g}"
     record = Record(
         "timings_cuda" if on_gpu else "timings",
         settings._asdict()
@@ -726,7 +732,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _settings(arguments: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     command = parser("Time every algorithm, and others', on the same weights.")
     default = Settings()
-    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     command.add_argument("--sizes", type=int, nargs="+", help="numbers of weights, from small")
     command.add_argument("--limit", type=float, default=default.limit, help="seconds a call")
     command.add_argument(

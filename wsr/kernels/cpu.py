@@ -43,7 +43,7 @@ Array = NDArray[Any]
 COUNTED_FROM = 2**14  # weights of 16 bits
 SAMPLED_FROM = 2**16  # other weights
 SAMPLE = 2**10
-SHARED = 8  # a weight of the sample counts as shared if its cluster there has so many members
+SHARED = 32  # a weight of the sample counts as shared if its cluster there has so many members
 
 
 def prox_rows(rows: Tensor, lambd: float, l1: float, rho: float) -> Tensor | None:
@@ -94,8 +94,8 @@ def _much_is_shared(w: Array, lambd: float) -> bool:
 def _by_sorting(w: Array, u: Array, strengths: Strengths) -> bool:
     """Write the prox of every row of w, shape (n, d), to u; return whether the grid was enough."""
     items = np.empty(w.shape, np.uint64)
-    pack(_bits(w), _spare(w), items)
-    x = _sorted(items, w, _nothing_counted())
+    in_order = pack(_bits(w), _spare(w), items)
+    x = w if in_order else _sorted(items, w, _nothing_counted())
     return bool(move(x, items, _nothing_counted(), w.shape[-1], strengths, u, np.zeros(0)))
 
 
@@ -113,8 +113,9 @@ def _by_counting(w: Tensor, u: Tensor, strengths: Strengths) -> bool:
     floats = out[None] if buckets.width else np.zeros((1, 0), np.float32)
     values = np.zeros(BUCKETS)
     fits = move(x, items, buckets, len(w), strengths, floats, values)
-    table = _as_numpy(torch.from_numpy(values).to(w.dtype) + 0.0)
-    look_up(_bits(given), _spare(given), buckets.closed, table, out)
+    if not buckets.width:
+        values = _as_numpy(torch.from_numpy(values).to(w.dtype) + 0.0)
+    look_up(_bits(given), _spare(given), buckets.closed, values, out)
     return bool(fits)
 
 

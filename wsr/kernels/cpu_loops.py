@@ -81,10 +81,17 @@ def bucket_of(bits: Any, spare: int) -> Any:
 
 
 @compiled
-def pack(bits: Array, spare: int, items: Array) -> None:
+def pack(bits: Array, spare: int, items: Array) -> Any:
+    """Write all weights as items; return whether every row is in ascending order already."""
+    descents = 0
     for row in range(len(bits)):
+        before = np.uint64(0)
         for k in range(bits.shape[1]):
-            items[row, k] = (key_of(bits[row, k], spare) & ~POSITION) | np.uint64(k)
+            key = key_of(bits[row, k], spare)
+            items[row, k] = (key & ~POSITION) | np.uint64(k)
+            descents += before > key
+            before = key
+    return descents == 0
 
 
 @compiled
@@ -274,7 +281,7 @@ def pool(x: Array, items: Array, buckets: Buckets, line: Line) -> Any:
     )
     top = 0  # the clusters so far; between them stand single weights, which are not written down
     sure, exact = True, True
-    last, rank = -np.inf, 0
+    last, rank = -np.inf, 0  # the mean of the cluster before, and where the next one begins
     for k in range(len(x)):
         heavy = items[k] & HEAVY
         if heavy:
@@ -297,7 +304,7 @@ def pool(x: Array, items: Array, buckets: Buckets, line: Line) -> Any:
             high, low, fits = limbs_of(z, line.grow, line.more)
             exact = exact and fits
         item, begin, end = k, rank, rank + size
-        while begin > 0:
+        while begin > 0 and mean - last <= TOLERANCE:
             written = top > 0 and clusters.end[top - 1] == begin
             if written:
                 before, before_item = clusters.begin[top - 1], clusters.item[top - 1]
@@ -307,10 +314,7 @@ def pool(x: Array, items: Array, buckets: Buckets, line: Line) -> Any:
                 z = end_point(x[before_item], before, line)
                 before_high, before_low, fits = limbs_of(z, line.grow, line.more)
                 exact = exact and fits
-            gap = mean - mean_of(before_high, before_low, begin - before)
-            if gap > TOLERANCE:
-                break
-            if gap > -TOLERANCE:
+            if mean - last > -TOLERANCE:
                 order = compare(high, low, end - begin, before_high, before_low, begin - before)
                 if order > 0:
                     break
@@ -322,6 +326,11 @@ def pool(x: Array, items: Array, buckets: Buckets, line: Line) -> Any:
             item, begin = before_item, before
             high, low = high + before_high, low + before_low
             mean = mean_of(high, low, end - begin)
+            if top > 0 and clusters.end[top - 1] == begin:
+                size_before = begin - clusters.begin[top - 1]
+                last = mean_of(clusters.high[top - 1], clusters.low[top - 1], size_before)
+            elif begin > 0:
+                last = end_point(x[item - 1], begin - 1, line) * line.grow * line.more
         last, rank = mean, end
         if heavy or end - begin > 1:
             clusters.item[top], clusters.begin[top], clusters.end[top] = item, begin, end

@@ -22,6 +22,9 @@ The 65,536 values of a 16-bit dtype are particles with a mass, how often they oc
 ``ranks`` tells how many weights lie before particle k, and ``sizes`` how many particles a row has.
 """
 
+# Kernels are written in Triton's language, which has no types to annotate.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ LEVELS = 3  # of the tree that one launch climbs
 CHUNK = 1024  # tiles that a running total takes at once
 PROBES = 8  # on each side, where tiles are joined
 VALUES = 2**16  # of a 16-bit dtype
+SORT_UP_TO = 256  # weights of a row are sorted in its own program
 COUNT_FROM = 2**20  # so many 16-bit weights are counted, not sorted
 
 LIMB: tl.constexpr = tl.constexpr(31)
@@ -97,29 +101,39 @@ def _normalized(high, low):
 
 
 @triton.jit
-def _not_less(a, n, b, m):
-    """Return where a / n >= b / m, for a and b in three limbs."""
-    carry = (a[2] * m - b[2] * n) >> LIMB
-    carry = (a[1] * m - b[1] * n + carry) >> LIMB
-    return a[0] * m - b[0] * n + carry >= 0
+def _not_less(a, b):
+    """Return where the mean a is greater than or equal to b; a mean is three limbs and a mass."""
+    carry = (a[2] * b[3] - b[2] * a[3]) >> LIMB
+    carry = (a[1] * b[3] - b[1] * a[3] + carry) >> LIMB
+    return a[0] * b[3] - b[0] * a[3] + carry >= 0
 
 
 @triton.jit
-def _excess(part, count, a, n):
-    """Return n * part - count * a in four limbs: n times the excess of a part over a mean a / n."""
-    e0 = part[2] * n - a[2] * count
-    e1 = part[1] * n - a[1] * count + (e0 >> LIMB)
-    e2 = part[0] * n - a[0] * count + (e1 >> LIMB)
-    return e2 >> LIMB, e2 & MASK, e1 & MASK, e0 & MASK
+def _excess(part, mean):
+    """Return what a part has in excess of a mean: four limbs, over the mass of the mean."""
+    e0 = part[2] * mean[3] - mean[2] * part[3]
+    e1 = part[1] * mean[3] - mean[1] * part[3] + (e0 >> LIMB)
+    e2 = part[0] * mean[3] - mean[0] * part[3] + (e1 >> LIMB)
+    return e2 >> LIMB, e2 & MASK, e1 & MASK, e0 & MASK, mean[3]
 
 
 @triton.jit
-def _not_positive(a, n, b, m):
-    """Return where a / n + b / m <= 0, for a and b in four limbs."""
-    carry = (-a[3] * m - b[3] * n) >> LIMB
-    carry = (carry - a[2] * m - b[2] * n) >> LIMB
-    carry = (carry - a[1] * m - b[1] * n) >> LIMB
-    return carry - a[0] * m - b[0] * n >= 0
+def _not_positive(a, b):
+    """Return where two excesses add up to nothing or less."""
+    carry = (-a[3] * b[4] - b[3] * a[4]) >> LIMB
+    carry = (carry - a[2] * b[4] - b[2] * a[4]) >> LIMB
+    carry = (carry - a[1] * b[4] - b[1] * a[4]) >> LIMB
+    return carry - a[0] * b[4] - b[0] * a[4] >= 0
+
+
+@triton.jit
+def _either(condition, a, b):
+    return (
+        tl.where(condition, a[0], b[0]),
+        tl.where(condition, a[1], b[1]),
+        tl.where(condition, a[2], b[2]),
+        tl.where(condition, a[3], b[3]),
+    )
 
 
 # Particles and clusters
@@ -183,31 +197,31 @@ def _cluster(k, mask, link, tiles, T: tl.constexpr):
 
 
 @triton.jit
-def _sum_before(k, mask, sums, T: tl.constexpr):
+def _before(k, mask, sums, ranks, T: tl.constexpr):
+    """Return the sum of everything before particle k in two limbs, and its mass."""
     high, low, tile_high, tile_low = sums
-    mask = mask & (k > 0)
-    high_sum = tl.load(high + k - 1, mask, 0)
-    low_sum = tl.load(low + k - 1, mask, 0).to(tl.int64)
+    inside = mask & (k > 0)
+    high_sum = tl.load(high + k - 1, inside, 0)
+    low_sum = tl.load(low + k - 1, inside, 0).to(tl.int64)
     if tile_high is not None:
         tile = (k - 1) // T
-        mask = mask & (tile > 0)
-        high_sum += tl.load(tile_high + tile - 1, mask, 0)
-        low_sum += tl.load(tile_low + tile - 1, mask, 0)
-    return high_sum, low_sum
+        inside = inside & (tile > 0)
+        high_sum += tl.load(tile_high + tile - 1, inside, 0)
+        low_sum += tl.load(tile_low + tile - 1, inside, 0)
+    return high_sum, low_sum, _rank(k, mask, ranks)
 
 
 @triton.jit
-def _sum(begin, end, mask, sums, T: tl.constexpr):
-    """Return the sum over begin <= k < end in three limbs, the lower two not negative."""
-    high_begin, low_begin = _sum_before(begin, mask, sums, T)
-    high_end, low_end = _sum_before(end, mask, sums, T)
-    high, low = _normalized(high_end - high_begin, low_end - low_begin)
-    return high >> LIMB, high & MASK, low
+def _between(begin, end):
+    """Return the sum between two places in three limbs, two of them not negative, and the mass."""
+    high, low = _normalized(end[0] - begin[0], end[1] - begin[1])
+    return high >> LIMB, high & MASK, low, end[2] - begin[2]
 
 
 @triton.jit
-def _mass(begin, end, mask, ranks):
-    return _rank(end, mask, ranks) - _rank(begin, mask, ranks)
+def _together(a, b):
+    high, low = _normalized(a[1] + b[1], a[2] + b[2])
+    return a[0] + b[0] + (high >> LIMB), high & MASK, low, a[3] + b[3]
 
 
 @triton.jit
@@ -226,12 +240,10 @@ def _bridges(
     inside = middle < n
     high_a, _ = _cluster(middle - 1, inside, link, tiles, T)
     _, low_b = _cluster(middle, inside, link, tiles, T)
-    meet = inside & _not_less(
-        _sum(high_a, middle, inside, sums, T),
-        _mass(high_a, middle, inside, ranks),
-        _sum(middle, low_b, inside, sums, T),
-        _mass(middle, low_b, inside, ranks),
-    )
+    at_middle = _before(middle, inside, sums, ranks, T)
+    border_a = _between(_before(high_a, inside, sums, ranks, T), at_middle)
+    border_b = _between(at_middle, _before(low_b, inside, sums, ranks, T))
+    meet = inside & _not_less(border_a, border_b)
     # Undecided are the particles low_a <= k < high_a on the left and low_b <= k < high_b on the
     # right: none if the two clusters at the border do not meet.
     low_a = tl.where(meet, middle - width, high_a)
@@ -247,29 +259,15 @@ def _bridges(
         probe_b = tl.where(open_b, low_b + step_b * (high_b - low_b) // (P + 1), low_b - 1)
         first_a, last_a = _cluster(probe_a, mask, link, tiles, T)
         first_b, last_b = _cluster(probe_b, mask, link, tiles, T)
-        a, n_a = _sum(first_a, last_a, mask, sums, T), _mass(first_a, last_a, mask, ranks)
-        b, n_b = _sum(first_b, last_b, mask, sums, T), _mass(first_b, last_b, mask, ranks)
-        left, n_left = _sum(first_a, middle, mask, sums, T), _mass(first_a, middle, mask, ranks)
-        right, n_right = _sum(middle, last_b, mask, sums, T), _mass(middle, last_b, mask, ranks)
-        # The mean that a probe would have together with the side that is decided.
-        high, low = _normalized(left[1] + right[1], left[2] + right[2])
-        joint = left[0] + right[0] + (high >> LIMB), high & MASK, low
-        n_joint = n_left + n_right
-        upper = (
-            tl.where(open_a, a[0], joint[0]),
-            tl.where(open_a, a[1], joint[1]),
-            tl.where(open_a, a[2], joint[2]),
-        )
-        lower = (
-            tl.where(open_b, b[0], joint[0]),
-            tl.where(open_b, b[1], joint[1]),
-            tl.where(open_b, b[2], joint[2]),
-        )
-        crossed = _not_less(
-            upper, tl.where(open_a, n_a, n_joint), lower, tl.where(open_b, n_b, n_joint)
-        )
-        excess, lack = _excess(left, n_left, a, n_a), _excess(right, n_right, b, n_b)
-        weighed = _not_positive(excess, n_a, lack, n_b)
+        at_first = _before(first_a, mask, sums, ranks, T)
+        at_last = _before(last_b, mask, sums, ranks, T)
+        a = _between(at_first, _before(last_a, mask, sums, ranks, T))
+        b = _between(_before(first_b, mask, sums, ranks, T), at_last)
+        left, right = _between(at_first, at_middle), _between(at_middle, at_last)
+        # Once a side is decided, a probe is held against the mean that it would have with it.
+        joint = _together(left, right)
+        crossed = _not_less(_either(open_a, a, joint), _either(open_b, b, joint))
+        weighed = _not_positive(_excess(left, a), _excess(right, b))
         excess_is_less = tl.where(open_b, tl.where(open_a, weighed, ~crossed), crossed)
         a_merges, a_stays = crossed & excess_is_less, ~crossed & ~excess_is_less
         b_merges, b_stays = crossed & ~excess_is_less, ~crossed & excess_is_less
@@ -301,17 +299,14 @@ def _place(tiles, n, sizes):
     return row, program % tiles, size
 
 
-@triton.jit
-def _of_row(ranks, row, n):
-    return None if ranks is None else ranks + row * (n + 1)
-
-
 @triton.jit(do_not_specialize=["n", "d", "tiles"])
 def _span_tiles(x, greatest, least, strengths, ranks, sizes, n, d, tiles, T: tl.constexpr):
     """Find the greatest and the least free end point of each tile."""
     row, tile, size = _place(tiles, n, sizes)
+    if ranks is not None:
+        ranks += row * (n + 1)
     k = tile * T + tl.arange(0, T)
-    z = _free_end_points(x + row * n, k, size, d, _of_row(ranks, row, n), strengths)
+    z = _free_end_points(x + row * n, k, size, d, ranks, strengths)
     tl.store(greatest + row * tiles + tile, tl.max(tl.where(k < size, z, -float("inf")), 0))
     tl.store(least + row * tiles + tile, tl.min(tl.where(k < size, z, float("inf")), 0))
 
@@ -360,7 +355,7 @@ def _store_sums(values, exponent, k, n, tile, sums, ranks):
     high, low, tile_high, tile_low = sums
     high_limb, low_limb = _limbs(values, exponent)
     if ranks is not None:
-        mass = tl.where(k < n, _mass(k, k + 1, k < n, ranks), 0)
+        mass = tl.where(k < n, _rank(k + 1, k < n, ranks) - _rank(k, k < n, ranks), 0)
         high_limb, low_limb = high_limb * mass, low_limb * mass
     high_sum, low_sum = _normalized(tl.cumsum(high_limb, 0), tl.cumsum(low_limb, 0))
     tl.store(high + k, high_sum, k < n)
@@ -376,14 +371,9 @@ def _resolve_tiles(
 ):  # fmt: skip
     """Find the clusters of each tile, and the borders that no cluster may cross."""
     row, tile, size = _place(tiles, n, sizes)
-    x, high, low, link, apart = (
-        x + row * n,
-        high + row * n,
-        low + row * n,
-        link + row * n,
-        apart + row * n,
-    )
-    ranks = _of_row(ranks, row, n)
+    x, link, apart = x + row * n, link + row * n, apart + row * n
+    if ranks is not None:
+        ranks += row * (n + 1)
     start = tile * T
     k = start + tl.arange(0, T)
     here = row * tiles + tile
@@ -404,13 +394,14 @@ def _resolve_tiles(
     largest = tl.maximum(
         tl.abs(tl.load(greatest + row * tiles + tiles - 1)), tl.abs(tl.load(least + row * tiles))
     )
-    sums = high, low, tile_high + row * tiles, tile_low + row * tiles
+    sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
     _store_sums(tl.where(k < size, z, 0.0), _exponent(largest), k, size, tile, sums, ranks)
     tl.store(link + k, (tl.arange(0, T) + 1).to(tl.int16), k < size)
     tl.debug_barrier()
 
-    link, sums = link + start, (high + start, low + start, None, None)
-    ranks = None if ranks is None else ranks + start
+    link, sums = link + start, (high + row * n + start, low + row * n + start, None, None)
+    if ranks is not None:
+        ranks += start
     size = tl.minimum(size - start, T).to(tl.int32)
     for level in tl.static_range(LEVELS):
         _bridge_tile(link, sums, ranks, size, T, 1 << level, T >> (level + 1), 1 << (level // 2))
@@ -442,7 +433,8 @@ def _join_tiles(
     edge_first, edge_last = edge_first + row * tiles, edge_last + row * tiles
     state = lo, hi, edge_first, edge_last
     link = link + row * n
-    ranks = _of_row(ranks, row, n)
+    if ranks is not None:
+        ranks += row * (n + 1)
     for level in tl.static_range(LEVELS):
         width = reach.to(tl.int64) * (T << level)
         base = group * reach * (T << LEVELS)
@@ -476,7 +468,7 @@ def _bridge_tiles(
 
 @triton.jit
 def _clusters(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
-    """Return the bounds of the clusters of the particles k of a tile, cut where the row is apart."""
+    """Return the bounds of the clusters of a tile's particles, cut where the row is apart."""
     apart, last_apart, next_apart = cuts
     first, last = _cluster(k, k < n, link, state, T)
     border = tl.where(tl.load(apart + k, k < n, 0) != 0, k, 0)
@@ -491,7 +483,7 @@ def _clusters(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
 
 @triton.jit
 def _cluster_exponent(x, first, last, mask):
-    """Return the exponent of the largest weight of each cluster, which stands at one of its ends."""
+    """Return the exponent of each cluster's largest weight, which stands at one of its ends."""
     least = tl.load(x + first, mask, 0).to(tl.float64)
     greatest = tl.load(x + last - 1, mask, 0).to(tl.float64)
     return _exponent(tl.maximum(tl.abs(least), tl.abs(greatest)))
@@ -515,23 +507,24 @@ def _sum_clusters(
     values = tl.load(x + k, mask, 0).to(tl.float64)
     exponent = _cluster_exponent(x, first, last, mask)
     sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
-    _store_sums(values, exponent, k, size, tile, sums, _of_row(ranks, row, n))
+    if ranks is not None:
+        ranks += row * (n + 1)
+    _store_sums(values, exponent, k, size, tile, sums, ranks)
 
 
 @triton.jit
 def _motion(x, k, n, d, first, last, sums, ranks, lambd, mask, T: tl.constexpr):
     """Return where the clusters of the particles k begin, and by how much they move."""
-    high2, high1, low = _sum(first, last, mask, sums, T)
-    high = (high2 << LIMB) + high1
-    mass = tl.where(mask, _mass(first, last, mask, ranks), 1)
+    begin, end = _before(first, mask, sums, ranks, T), _before(last, mask, sums, ranks, T)
+    high, low = _normalized(end[0] - begin[0], end[1] - begin[1])
+    mass = tl.where(mask, end[2] - begin[2], 1)
     whole = _floor_divide(high, mass)
     carried = ((high - whole * mass) << LIMB) + low
     digit = _floor_divide(carried, mass)
     remainder = (carried - digit * mass).to(tl.float64) / mass.to(tl.float64)
     mean = ((whole << LIMB) + digit).to(tl.float64) + remainder
     mean = _times_power_of_two(mean, _cluster_exponent(x, first, last, mask) - 2 * LIMB)
-    velocity = _velocity(_rank(first, mask, ranks), _rank(last, mask, ranks), d)
-    return mean, lambd * velocity
+    return mean, lambd * _velocity(begin[2], end[2], d)
 
 
 @triton.jit(do_not_specialize=["n", "d", "tiles"])
@@ -555,14 +548,15 @@ def _move_clusters(
     valid, lambd, l1, rho = _conditions(x, size, strengths)
     mask = k < tl.where(valid, size, 0)
     first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
-    ranks = _of_row(ranks, row, n)
+    if ranks is not None:
+        ranks += row * (n + 1)
     mean, shift = _motion(x, k, size, d, first, last, sums, ranks, lambd, mask, T)
     position = tl.where(mask, mean + shift, 0.0)
     so_far = tl.where(mask, position, -float("inf"))
     if WRITE:
         ordered = tl.associative_scan(so_far, 0, _maximum)
         ordered = tl.maximum(ordered, tl.load(furthest + here - 1, tile > 0, -float("inf")))
-        position = position + (ordered - position)
+        position += tl.where(mask, ordered, 0.0) - position
         sign = (position > 0).to(tl.float64) - (position < 0).to(tl.float64)
         shrunk = position - l1 * sign
         relaxed = tl.where(
@@ -684,15 +678,16 @@ def prox_rows(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: floa
     Sums are sums of integers, so the result is the same bit by bit from run to run.
     """
     d = rows.shape[-1]
-    strengths = _strengths(rows, lambd, l1, rho)
     flat, result = rows.view(-1, d), torch.empty_like(rows)
-    if d <= TILE:
-        _resolve_short(flat, result, strengths)
-    elif rows.itemsize == 2 and d >= COUNT_FROM:
-        _resolve_counted(flat, result, strengths)
-    else:
-        x, order = flat.sort(dim=-1)
-        _resolve_long(x, order, result, strengths, d)
+    with torch.cuda.device_of(rows):  # where Triton launches
+        strengths = _strengths(rows, lambd, l1, rho)
+        if d <= TILE:
+            _resolve_short(flat, result, strengths)
+        elif rows.itemsize == 2 and d >= COUNT_FROM:
+            _resolve_counted(flat, result, strengths)
+        else:
+            x, order = flat.sort(dim=-1)
+            _resolve_long(x, order, result, strengths, d)
     return result
 
 
@@ -732,16 +727,18 @@ _EXACTLY: dict[str, Any] = {"enable_fp_fusion": False}
 def _resolve_short(rows: Tensor, result: Tensor, strengths: Tensor) -> None:
     """Resolve rows of at most one tile, one program each."""
     count, d = rows.shape
-    if rows.dtype == torch.float64:
-        x, order = rows.sort(dim=-1)
-    else:
+    in_kernel = rows.dtype != torch.float64 and d <= SORT_UP_TO
+    if in_kernel:
         x, order = torch.empty_like(rows), torch.empty_like(rows, dtype=torch.int64)
-    tile = max(16, triton.next_power_of_2(d))
+    else:
+        x, order = rows.sort(dim=-1)
+    # Powers of four: each size is compiled when it is first met.
+    tile = 4 ** max(2, ((d - 1).bit_length() + 1) // 2)
     known = _Scratch(x, 1)
     _resolve_rows[count,](
         rows, x, order, result, *known.sums, *known.state, known.apart, *known.cuts,
         known.greatest, known.least, known.furthest, strengths, d, d,
-        tile, tile.bit_length() - 1, rows.dtype != torch.float64,
+        tile, tile.bit_length() - 1, in_kernel,
         num_warps=max(1, tile // 256), **_EXACTLY,
     )  # fmt: skip
 
@@ -795,9 +792,9 @@ def _resolve_counted(rows: Tensor, result: Tensor, strengths: Tensor) -> None:
     place = (counts > 0).cumsum(-1)
     sizes = place[:, -1].contiguous()
     place = torch.where(counts > 0, place - 1, VALUES)
-    key = torch.zeros_like(key.new_empty(count, VALUES + 1)).scatter_(-1, place, key)[:, :VALUES]
+    key = key.new_zeros(count, VALUES + 1).scatter_(-1, place, key)[:, :VALUES].contiguous()
     ranks = torch.nn.functional.pad(counts.gather(-1, key).cumsum(-1), (1, 0))
     x = torch.where(key < VALUES // 2, VALUES - 1 - key, key - VALUES // 2).short().view(rows.dtype)
     table = torch.empty_like(x)
-    _resolve_long(x, key.contiguous(), table, strengths, d, ranks, sizes)
+    _resolve_long(x, key, table, strengths, d, ranks, sizes)
     _look_up[count * blocks,](bits, table, result, d, blocks, TILE)
