@@ -48,7 +48,7 @@ def test_the_quick_run_makes_a_whole_record(timings, tmp_path, capsys):
     record = run(timings, tmp_path)
     assert "timings.json" in capsys.readouterr().out
     rows = record["rows"]
-    assert {row["panel"] for row in rows} == {"weights", "single", "batch", "choice"}
+    assert {row["panel"] for row in rows} == {"weights", "single", "batch", "choice", "training"}
     sizes = set(timings.QUICK["sizes"])
     for dtype in ("float32", "float64"):
         for panel in ("weights", "single"):

@@ -8,6 +8,7 @@ single    one tensor, one group: every method, in rounds that alternate with the
 batch     many short rows at once
 memory    peak memory beyond input and output, in a fresh process per measurement
 first     the first call in a fresh process, with an empty and with a filled cache of compiled code
+training  a step of training with the prox over the same step without, on a GPU
 choice    the ways between which ``auto`` chooses, on both sides of its thresholds
 
 A result is compared with exact arithmetic before it is timed; a wrong one is not timed.
@@ -74,6 +75,7 @@ class Settings(NamedTuple):
     memory_sizes: tuple[int, ...] = (1_000_000, 10_000_000)
     first_sizes: tuple[int, ...] = (1_000, 1_000_000)
     choice_sizes: tuple[int, ...] = (2**10, 2**12, 2**14, 2**16, 2**18, 2**20)
+    channels: int = 0  # of the network that is trained; 64 is the size of the paper's public code
     hidden: int = 256  # units of the network whose weights are the input `trained`
     steps: int = 300
     budget: float = 0.5  # seconds a measurement, if the least number of rounds allows
@@ -89,12 +91,15 @@ QUICK: Row = {  # without the panels that start processes, which take seconds ea
     "choice_sizes": (10, 100),
     "hidden": 4,
     "steps": 3,
+    "channels": 1,
     "budget": 0.0,
 }
 CUDA = {
     "sizes": (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
     "threads": (1,),
     "memory_sizes": (1_000_000, 10_000_000, 100_000_000),
+    "channels": 64,
+    "budget": 0.1,
 }
 
 
@@ -686,6 +691,41 @@ def choice(settings: Settings) -> Iterator[Task]:
                 yield Task(key, functools.partial(measure, dtype, d, lambd, way))
 
 
+def training(settings: Settings) -> Iterator[Task]:
+    """Yield a step of training with the prox on the first layer, over one without."""
+    if settings.channels:
+        key = {"panel": "training", "channels": settings.channels, "batch": 512}
+        yield Task(key, lambda: race(*steps_of_training(settings), settings.budget, settings.device))
+
+
+def steps_of_training(settings: Settings) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return a step with the prox and one without, of the fully connected network for CIFAR-10."""
+    images = torch.randn(512, 3072, device=settings.device)
+    labels = torch.arange(512, device=settings.device) % 10
+
+    def step_of(proximal: bool) -> Callable[[], object]:
+        sizes = (3072, 256 * settings.channels, 24 * settings.channels)
+        layers = [
+            nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
+            for a, b in itertools.pairwise(sizes)
+        ]
+        network = nn.Sequential(*layers, nn.Linear(sizes[-1], 10)).to(settings.device)
+        first, *others = network.parameters()
+        groups = [{"params": [first], "lambd": 1e-3, "l1": 1e-4, "rho": 0.98}, {"params": others}]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        if proximal:
+            wsr.proximal(optimizer)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+
+        return step
+
+    return step_of(proximal=True), step_of(proximal=False)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run what the record does not hold yet."""
     options, settings = _settings(arguments)
@@ -720,6 +760,7 @@ def main(arguments: list[str] | None = None) -> None:
         *batch(settings, methods),
         *memory(settings, record),
         *first(settings),
+        *training(settings),
         *(choice(settings) if not on_gpu else ()),
     ]
     for task in (bar := tqdm(tasks, unit="row")):
