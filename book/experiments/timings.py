@@ -695,7 +695,8 @@ def training(settings: Settings) -> Iterator[Task]:
     """Yield a step of training with the prox on the first layer, over one without."""
     if settings.channels:
         key = {"panel": "training", "channels": settings.channels, "batch": 512}
-        yield Task(key, lambda: race(*steps_of_training(settings), settings.budget, settings.device))
+        steps = functools.partial(steps_of_training, settings)
+        yield Task(key, lambda: race(*steps(), settings.budget, settings.device))
 
 
 def steps_of_training(settings: Settings) -> tuple[Callable[[], object], Callable[[], object]]:
