@@ -88,7 +88,7 @@ def _much_is_shared(w: Array, lambd: float) -> bool:
     moved = np.empty_like(sample)
     _by_sorting(sample, moved, Strengths(lambd, 0.0, 0.0))
     counts = np.unique(moved, return_counts=True)[1]
-    return bool(2 * counts[counts >= SHARED].sum() > SAMPLE)
+    return bool(4 * counts[counts >= SHARED].sum() > 3 * SAMPLE)
 
 
 def _by_sorting(w: Array, u: Array, strengths: Strengths) -> bool:

@@ -48,13 +48,21 @@ class Buckets(NamedTuple):
     closed: Array  # no cluster begins inside
 
 
+class Grid(NamedTuple):
+    """Numbers below ``ceiling`` times ``grow * more``, a power of two, are below 2^31."""
+
+    ceiling: float
+    grow: float
+    more: float
+
+
 class Line(NamedTuple):
     """The particles of a row, and the grid on which their means are compared."""
 
     d: int
     lambd: float
     half: float  # 1/2 where end points might overflow, else 1
-    grow: float  # grow * more is the power of two that takes the largest end point to about 2^31
+    grow: float  # as those of a grid, for the largest end point
     more: float
 
 
@@ -172,11 +180,12 @@ def look_up(bits: Array, spare: int, closed: Array, table: Array, out: Array) ->
 
 
 @compiled
-def factors_of(largest: float) -> Any:
-    """Return two powers of two whose product takes the largest number to [2^30, 2^31)."""
+def grid_for(largest: float) -> Any:
+    """Return the grid on which the largest number has about 31 bits before the point."""
     exponent = max(math.frexp(largest)[1], -1022)
     half = (LIMB - exponent) >> 1
-    return math.ldexp(1.0, half), math.ldexp(1.0, LIMB - exponent - half)
+    grow, more = math.ldexp(1.0, half), math.ldexp(1.0, LIMB - exponent - half)
+    return Grid(math.ldexp(1.0, exponent), grow, more)
 
 
 @compiled
@@ -263,8 +272,8 @@ def line_of(x: Array, items: Array, buckets: Buckets, d: int, lambd: float) -> A
         else:
             largest = max(largest, abs(end_point(x[k], rank, free)))
             rank += 1
-    grow, more = factors_of(largest)
-    return Line(d, free.lambd, half, grow, more)
+    grid = grid_for(largest)
+    return Line(d, free.lambd, half, grid.grow, grid.more)
 
 
 @compiled
@@ -417,13 +426,18 @@ def settle(
     """Give each cluster its value, as :func:`wsr.prox` does."""
     value = np.zeros(1, out.dtype)
     zero = np.zeros(1, out.dtype)
+    grid = grid_for(1.0)  # of a cluster; those of its neighbours are often the same
     furthest = -np.inf
     begin, first, n = 0, 0, 0
     while first < len(x):
         if n < number and clusters.begin[n] == begin:
             end, n = clusters.end[n], n + 1
             behind = item_at(end - begin, items, first, buckets)
-            start = mean_of_items(x, items, first, behind, end - begin, buckets)
+            greatest = top_of(items[behind - 1], x[behind - 1], buckets)
+            largest = max(abs(np.float64(x[first])), abs(greatest))
+            if not 0.5 * grid.ceiling <= largest < grid.ceiling:
+                grid = grid_for(largest)
+            start = mean_of_items(x, items, first, behind, end - begin, buckets, grid)
         else:
             end, behind = begin + 1, first + 1
             start = np.float64(x[first])
@@ -464,18 +478,16 @@ def item_at(mass: int, items: Array, first: int, buckets: Buckets) -> Any:
 
 @compiled
 def mean_of_items(
-    x: Array, items: Array, first: int, behind: int, size: int, buckets: Buckets
+    x: Array, items: Array, first: int, behind: int, size: int, buckets: Buckets, grid: Grid
 ) -> Any:
-    """Return the mean of the weights of these items, summed exactly on a grid of their own."""
-    least, greatest = np.float64(x[first]), top_of(items[behind - 1], x[behind - 1], buckets)
-    grow, more = factors_of(max(abs(least), abs(greatest)))
+    """Return the mean of the weights of these items, summed exactly on the grid."""
     high, low = 0, 0
     for k in range(first, behind):
         if items[k] & HEAVY:
             bucket = np.int64(items[k] & np.uint64(0xFFFF))
-            item_high, item_low, _ = sum_of_bucket(bucket, buckets, grow, more)
+            item_high, item_low, _ = sum_of_bucket(bucket, buckets, grid.grow, grid.more)
         else:
-            item_high, item_low, _ = limbs_of(np.float64(x[k]), grow, more)
+            item_high, item_low, _ = limbs_of(np.float64(x[k]), grid.grow, grid.more)
         high, low = high + item_high, low + item_low
     whole, remainder = divide(high, low, size)
-    return (whole + remainder / size) * 2.0**-LIMB / grow / more
+    return (whole + remainder / size) * 2.0**-LIMB / grid.grow / grid.more
