@@ -60,7 +60,7 @@ class Settings(NamedTuple):
     lambdas_flat: Sequence[float] = (0.03, 0.1, 0.3)
     fc_hidden: int = 256
     fc_eta: float = 0.001
-    fc_C: Sequence[float] = (0.0, 1.0)
+    fc_C: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 2.0)
     fc_steps: Sequence[int] = ()
     fc_test: int = 10_000
     gradient_draws: int = 2000
