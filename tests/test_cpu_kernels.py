@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import oracles
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import DTYPES, FRACTIONS, STRENGTHS, THRESHOLDS, tensors, weights
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsr
 from wsr.kernels import cpu, cpu_loops, path_for
@@ -141,6 +144,20 @@ def test_the_largest_floats(way: str) -> None:
         assert torch.equal(fused(way, w, lambd), composed(w, lambd))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_number_of_a_dtype_among_small_ones(dtype: torch.dtype) -> None:
+    w = torch.full((400,), torch.finfo(dtype).max, dtype=dtype)
+    w[::2] = -1
+    for lambd in (1.0, torch.finfo(dtype).max):
+        assert torch.equal(fused("counted", w, lambd), composed(w, lambd))
+
+
+def test_weights_that_vanish_beside_the_largest_stay_apart() -> None:
+    w = torch.tensor([1e-300, 2e-300, 1e308], dtype=torch.float64)
+    for way in WAYS:
+        assert torch.equal(fused(way, w, 0.0), w)
+
+
 # The buckets
 
 
@@ -237,3 +254,29 @@ def test_recorded_gradients_take_the_composed_path(monkeypatch: pytest.MonkeyPat
         wsr.prox(torch.ones(3, requires_grad=True), 0.1)
     wsr.prox(torch.ones(4), 0.1)
     assert taken == [3, 4]
+
+
+def test_what_must_see_the_steps_takes_the_composed_path() -> None:
+    w = randn(30)
+    seen: list[str] = []
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(operator))
+            return operator(*args, **(kwargs or {}))
+
+    with Listener():
+        assert torch.equal(wsr.prox(w, 0.5), composed(w, 0.5))
+    assert seen.count("aten.sort.default") == 2
+    assert torch.equal(wsr.prox(torch._neg_view(w), 0.5), composed(-w, 0.5))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        wsr.prox(forward_ad.make_dual(w, w), 0.5)
+
+
+def test_a_bad_strength_that_was_not_checked_gives_nan() -> None:
+    for lambd, l1 in ((-1.0, 0.0), (math.inf, 0.0), (0.1, math.nan)):
+        result = cpu.prox_rows(torch.ones(2, 3), lambd, l1, 0.0)
+        assert result is not None
+        assert result.isnan().all()

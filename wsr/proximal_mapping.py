@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from wsr.arguments import Dim, Groups, check_fraction, check_strength, check_weights
 from wsr.collisions import ALGORITHMS, Algorithm
@@ -107,13 +109,23 @@ def prox(
 
 def _fused(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float) -> Tensor | None:
     """Return the prox by a path of its own for this device, if it has one that can do it."""
-    differentiated = torch.is_grad_enabled() and any(
-        isinstance(v, Tensor) and v.requires_grad for v in (rows, lambd, l1)
-    )
-    if differentiated or torch.compiler.is_compiling():  # it can be seen into neither way
+    # What derives, traces or wraps tensors has to see the steps one by one.
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    if type(rows) is not Tensor or _get_current_dispatch_mode() is not None:
+        return None
+    given = [v for v in (rows, lambd, l1) if isinstance(v, Tensor)]
+    if torch.is_grad_enabled() and any(v.requires_grad for v in given):
+        return None
+    if any(_has_tangent(v) for v in given):
         return None
     path = path_for(rows)
     return None if path is None else path(rows, lambd, l1, rho)
+
+
+def _has_tangent(values: Tensor) -> bool:
+    tangent: Tensor | None = unpack_dual(values).tangent  # type: ignore[no-untyped-call]
+    return tangent is not None
 
 
 def _composed(

@@ -712,14 +712,17 @@ def steps_of_training(settings: Settings) -> tuple[Callable[[], object], Callabl
         ]
         network = nn.Sequential(*layers, nn.Linear(sizes[-1], 10)).to(settings.device)
         first, *others = network.parameters()
-        groups = [{"params": [first], "lambd": 1e-3, "l1": 1e-4, "rho": 0.98}, {"params": others}]
+        groups: list[Row] = [
+            {"params": [first], "lambd": 1e-3, "l1": 1e-4, "rho": 0.98},
+            {"params": others},
+        ]
         optimizer = torch.optim.SGD(groups, lr=0.1)
         if proximal:
             wsr.proximal(optimizer)
 
         def step() -> None:
             optimizer.zero_grad()
-            F.cross_entropy(network(images), labels).backward()
+            torch.autograd.backward(F.cross_entropy(network(images), labels))
             optimizer.step()
 
         return step

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-Path = Callable[..., Tensor | None]
+Path = Callable[[Tensor, float | Tensor, float | Tensor, float], Tensor | None]
 
 
 def path_for(rows: Tensor) -> Path | None:

@@ -16,6 +16,7 @@ Derived in the chapter *Not sorting what will be shared*.
 """
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,16 @@ SAMPLE = 2**10
 SHARED = 32  # a weight of the sample counts as shared if its cluster there has so many members
 
 
-def prox_rows(rows: Tensor, lambd: float, l1: float, rho: float) -> Tensor | None:
+def prox_rows(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: float) -> Tensor | None:
     """Return the prox of each row; :func:`wsr.prox` says what that is and checks the arguments.
 
     Parameters
     ----------
     rows : Tensor
         Shape (..., d), d > 0, contiguous, on the CPU.
-    lambd, l1, rho : float
+    lambd, l1 : float or 0-dim Tensor
+        As in :func:`wsr.prox`.
+    rho : float
         As in :func:`wsr.prox`.
 
     Returns
@@ -67,7 +70,9 @@ def prox_rows(rows: Tensor, lambd: float, l1: float, rho: float) -> Tensor | Non
         result = prox_rows(rows.float(), lambd, l1, rho)
         return None if result is None else result.to(rows.dtype) + 0.0
     strengths = Strengths(float(lambd), float(l1), float(rho))
-    w = rows.detach().view(-1, d)
+    if not all(0 <= strength < math.inf for strength in strengths):  # came from another device
+        return torch.full_like(rows, torch.nan)
+    w = rows.detach().resolve_neg().view(-1, d)
     u = torch.empty_like(w)
     if rows.element_size() > 2 and d < SAMPLED_FROM:
         fits = _by_sorting(w.numpy(), u.numpy(), strengths)
@@ -178,4 +183,5 @@ def _edges(dtype: torch.dtype) -> tuple[Array, Array, float]:
 
     with np.errstate(invalid="ignore"):  # infinities and NaN have buckets too
         unit = value(following) - value(key)
-    return value(key), unit, float(2 ** (size - 16) - 1)
+    # The largest number has an infinite neighbour, but in 16 bits it is the whole of its bucket.
+    return value(key), np.where(np.isfinite(unit), unit, 0.0), float(2 ** (size - 16) - 1)

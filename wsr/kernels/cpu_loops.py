@@ -20,7 +20,7 @@ DIGIT = 24  # sums over a bucket are kept in digits of so many bits
 BUCKETS = 2**16
 POSITION = np.uint64(2**32 - 1)  # the bits of an item that say where its weight stands
 HEAVY = np.uint64(2**31)  # among these: the item is the bucket whose number follows
-# Of a mean in float64, in units of which the largest end point has 2^31; its error is smaller.
+# Of a mean in float64, in units of which the largest end point has 2^31: its error is below 2^-20.
 TOLERANCE = 2.0**-18
 
 
@@ -130,9 +130,10 @@ def pack_counted(bits: Array, spare: int, buckets: Buckets) -> Any:
     if n < number:
         for k in range(len(bits)):
             key = key_of(bits[k], spare)
-            if not buckets.closed[np.int64(key >> np.uint64(48))]:
+            if n < number and not buckets.closed[np.int64(key >> np.uint64(48))]:
                 items[n] = (key & ~POSITION) | np.uint64(k)
                 n += 1
+    items[n:] = 0  # only if other threads have changed the weights since they were counted
     return items
 
 
@@ -153,7 +154,7 @@ def read(items: Array, w: Array, edge: Array, x: Array) -> Any:
     Items are sorted by their leading 32 bits.  The few that these cannot tell apart are put in
     order here; if they are many, nothing is, and the answer is no.
     """
-    room = 8 * items.shape[1]
+    room = 8 * items.size
     for row in range(len(items)):
         for k in range(items.shape[1]):
             item = items[row, k]
@@ -195,7 +196,7 @@ def limbs_of(value: float, grow: float, more: float) -> Any:
     high = np.rint(scaled)
     rest = (scaled - high) * 2.0**LIMB
     low = np.rint(rest)
-    return np.int64(high), np.int64(low), low == rest
+    return np.int64(high), np.int64(low), low == rest and (scaled != 0) == (value != 0)
 
 
 @compiled
@@ -236,7 +237,8 @@ def sum_of_bucket(bucket: int, buckets: Buckets, grow: float, more: float) -> An
         for piece in ((digits >> LIMB) * (2.0**LIMB * weight), (digits & (2**LIMB - 1)) * weight):
             piece_high, piece_low, piece_exact = limbs_of(piece, 1.0, 1.0)
             high, low, exact = high + piece_high, low + piece_low, exact and piece_exact
-    return high, low, exact
+    vanished = unit == 0 and (buckets.high_digits[bucket] != 0 or buckets.low_digits[bucket] != 0)
+    return high, low, exact and not vanished
 
 
 # The particles.
@@ -329,7 +331,8 @@ def pool(x: Array, items: Array, buckets: Buckets, line: Line) -> Any:
                     break
                 if order == 0 and not exact:
                     left = end_point(x[item - 1], begin - 1, line)
-                    sure = sure and left >= end_point(x[item], begin, line)
+                    right = end_point(top_of(items[item], x[item], buckets), begin, line)
+                    sure = sure and left >= right
             if written:
                 top -= 1
             item, begin = before_item, before

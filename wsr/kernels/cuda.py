@@ -580,7 +580,7 @@ def _rounded_to(values, result):
     if dtype == tl.bfloat16:  # to nearest, ties to even: the interpreter's cast would cut
         bits = values.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-        values = bits.to(tl.float32, bitcast=True)
+        values = tl.where(values != values, values, bits.to(tl.float32, bitcast=True))
     return (values.to(dtype).to(tl.float32) + 0.0).to(dtype)
 
 
@@ -710,14 +710,15 @@ class _Scratch:
             return torch.empty(shape, dtype=dtype, device=x.device)
 
         rows, n = x.shape
+        every = -(-rows * tiles // 4) * 4  # each of them aligned, or another kernel is compiled
         self.link = empty(rows, n, dtype=torch.int16)
         self.apart = empty(rows, n, dtype=torch.int8)
-        tile_sums = empty(2, rows, tiles, dtype=torch.int64)
+        tile_sums = empty(2, every, dtype=torch.int64)
         self.sums = empty(rows, n, dtype=torch.int64), empty(rows, n, dtype=torch.int32), *tile_sums
-        self.lo, self.hi, *edges, last_apart, next_apart = empty(6, rows, tiles, dtype=torch.int32)
+        self.lo, self.hi, *edges, last_apart, next_apart = empty(6, every, dtype=torch.int32)
         self.state = self.link, self.lo, self.hi, *edges
         self.cuts = last_apart, next_apart
-        self.greatest, self.least, self.furthest = empty(3, rows, tiles, dtype=torch.float64)
+        self.greatest, self.least, self.furthest = empty(3, every, dtype=torch.float64)
 
 
 # Products are rounded before they are added, as in the composed algorithms.
