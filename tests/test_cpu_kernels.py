@@ -256,6 +256,7 @@ def test_recorded_gradients_take_the_composed_path(monkeypatch: pytest.MonkeyPat
     assert taken == [3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # make_dual uses it itself
 def test_what_must_see_the_steps_takes_the_composed_path() -> None:
     w = randn(30)
     seen: list[str] = []
