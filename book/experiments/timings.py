@@ -696,7 +696,8 @@ def training(settings: Settings) -> Iterator[Task]:
     if settings.channels:
         key = {"panel": "training", "channels": settings.channels, "batch": 512}
         steps = functools.partial(steps_of_training, settings)
-        yield Task(key, lambda: race(*steps(), settings.budget, settings.device))
+        timed = {"status": "timed"}
+        yield Task(key, lambda: timed | race(*steps(), settings.budget, settings.device))
 
 
 def steps_of_training(settings: Settings) -> tuple[Callable[[], object], Callable[[], object]]:
