@@ -71,7 +71,8 @@ def test_the_quick_run_makes_a_whole_record(timings, tmp_path, capsys):
             low, median, high = row["ratio"]
             assert 0 < low <= median <= high
             assert row["rounds"] >= timings.SHORTEST_SPREAD
-            assert row["error_ulp"] <= timings.TOLERANCE
+            if row["panel"] != "training":  # which has no one result
+                assert row["error_ulp"] <= timings.TOLERANCE
 
 
 def test_an_interrupted_run_repeats_nothing(timings, tmp_path, monkeypatch):
