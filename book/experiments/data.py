@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from tqdm import TqdmWarning, tqdm
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -86,6 +87,29 @@ def load_digits() -> Digits:
         )
         return _bundled()
     return _mnist(paths)
+
+
+def shifted_digits() -> Digits:
+    """Return the digits on a torus: each moved by a random number of pixels around both ways.
+
+    Those of MNIST are shrunk to 14 x 14 before, by averaging 2 x 2 pixels.  The shifts are drawn
+    once, one for each image, and are the same in every run.
+    """
+    digits = load_digits()
+    generator = torch.Generator().manual_seed(2023)
+    return digits._replace(
+        train_images=_shifted(digits.train_images, generator),
+        test_images=_shifted(digits.test_images, generator),
+    )
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    if images.shape[-1] == 28:
+        images = avg_pool2d(images[:, None], 2)[:, 0]
+    n, height, width = images.shape
+    row = torch.arange(height) + torch.randint(height, (n, 1), generator=generator)
+    column = torch.arange(width) + torch.randint(width, (n, 1), generator=generator)
+    return images[torch.arange(n)[:, None, None], row[:, :, None] % height, column[:, None] % width]
 
 
 def parse_idx(content: bytes) -> NDArray[np.uint8]:
