@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import wsr
+from experiments.networks import Network
 
 METHODS = ("plain", "l1", "beta-lasso", "subgradient", "prox")
 
@@ -87,11 +88,11 @@ class Schedule(NamedTuple):
     momentum: float = 0.9
 
 
-def optimizer_for(net: nn.Module, how: Regularization, schedule: Schedule) -> Optimizer:
+def optimizer_for(net: Network, how: Regularization, schedule: Schedule) -> Optimizer:
     """Return the optimizer of a network whose ``weights()`` are regularized."""
     if how.method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}; got {how.method!r}")
-    layers: list[nn.Parameter] = net.weights()  # type: ignore[operator]
+    layers = net.weights()
     strengths = how.strengths(len(layers))
     listed = {id(p) for p in layers}
     others = [p for p in net.parameters() if id(p) not in listed]
@@ -118,11 +119,9 @@ def optimizer_for(net: nn.Module, how: Regularization, schedule: Schedule) -> Op
 def _add_subgradients(layers: Sequence[Tensor], strengths: Sequence[float]) -> None:
     """Add to each gradient a subgradient of lambd R: lambd c_k to the weight of rank k."""
     for p, lambd in zip(layers, strengths, strict=True):
-        d = p.numel()
         order = torch.from_numpy(np.argsort(p.numpy(), axis=None))  # several times torch's speed
-        c = torch.linspace(-1, 1, d)
         assert p.grad is not None
-        p.grad.view(-1).index_add_(0, order, c, alpha=lambd)
+        p.grad.view(-1)[order] += lambd * torch.linspace(-1, 1, p.numel())
 
 
 @torch.no_grad()
@@ -139,7 +138,7 @@ def _prune(layers: Sequence[Tensor], threshold: float) -> None:
 
 
 def train(
-    net: nn.Module,
+    net: Network,
     examples: Examples,
     how: Regularization,
     schedule: Schedule,
@@ -152,8 +151,8 @@ def train(
 
     Parameters
     ----------
-    net : Module
-        With a method ``weights()``: the weights that are regularized.
+    net : Network
+        Its ``weights()`` are regularized.
     examples : Examples
         Drawn without replacement, epoch after epoch, in batches.
     how, schedule
@@ -190,16 +189,16 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, examples: Examples) -> float:
+def accuracy(net: Network, examples: Examples) -> float:
     """Return the share of examples that the network classifies as it should."""
     net.eval()
     classes = [net(x).argmax(1) for x in torch.split(examples.x, 1000)]
     return float((torch.cat(classes) == examples.y).double().mean())
 
 
-def shared(net: nn.Module) -> list[dict[str, float]]:
+def shared(net: Network) -> list[dict[str, float]]:
     """Return, for each of the network's ``weights()``, what it shares: entries for a record."""
-    return [_shared(p.detach()) for p in net.weights()]  # type: ignore[operator]
+    return [_shared(p.detach()) for p in net.weights()]
 
 
 def _shared(w: Tensor) -> dict[str, float]:

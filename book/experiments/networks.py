@@ -13,7 +13,15 @@ from torch.nn.functional import pad
 DROPOUT = 0.4
 
 
-class _TorusNetwork(nn.Module):
+class Network(nn.Module):
+    """A network that tells which of its weights might be shared."""
+
+    def weights(self) -> list[nn.Parameter]:
+        """Return them, a tensor for each layer."""
+        raise NotImplementedError
+
+
+class _TorusNetwork(Network):
     """Two layers of channels at every position of a torus, their mean over positions, a head."""
 
     def __init__(
@@ -79,7 +87,7 @@ class TorusCNN(_TorusNetwork):
         return _weights(self.first, self.second)
 
 
-class PhotoFC(nn.Module):
+class PhotoFC(Network):
     """S-FC: 3072 -> 256 ch -> 24 ch -> 10, fully connected, on photos (n, 3, 32, 32)."""
 
     def __init__(self, ch: int) -> None:
@@ -96,7 +104,7 @@ class PhotoFC(nn.Module):
         return _weights(self.first)
 
 
-class PhotoConv(nn.Module):
+class PhotoConv(Network):
     """S-Conv: in the place of S-FC's first layer a convolution 9 x 9 with stride 2, ch channels."""
 
     def __init__(self, ch: int) -> None:

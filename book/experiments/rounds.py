@@ -190,7 +190,7 @@ def training(
         chosen = torch.randint(len(data.labels), (batch,))
         optimizer.zero_grad()
         loss = F.cross_entropy(net(data.pixels[chosen]), data.labels[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         yield counts[-1], loss.item()
 

@@ -136,7 +136,7 @@ def trained(hidden: int, steps: int) -> tuple[Tensor, float]:
         batch = order[torch.arange(128 * step, 128 * (step + 1)) % len(order)]
         optimizer.zero_grad()
         loss = F.cross_entropy(network(digits.train_images[batch]), digits.train_labels[batch])
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         with torch.no_grad():
             given = layer.weight.clone()

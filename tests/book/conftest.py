@@ -73,6 +73,15 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(params=["no-preference", "reduce"])
+def tab(browser, address, request):
+    """Open the page of the module's tests for a reader who minds motion, or does not."""
+    with browser.new_context(reduced_motion=request.param) as context:
+        tab = context.new_page()
+        tab.goto(f"{address}/{request.module.PAGE}", wait_until="load")
+        yield tab
+
+
 @pytest.fixture(scope="session")
 def pdf(browser, tmp_path_factory):
     """Print the book, as ``make pdf`` does, and return a reader of the PDF."""

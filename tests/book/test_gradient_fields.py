@@ -2,19 +2,8 @@
 
 import re
 
-import pytest
-
 PAGE = "book/why_sharing_helps.html"
 BOX = ".gradient-fields"
-
-
-@pytest.fixture(params=["no-preference", "reduce"])
-def tab(browser, address, request):
-    """Open the page for a reader who minds motion, or does not."""
-    with browser.new_context(reduced_motion=request.param) as context:
-        tab = context.new_page()
-        tab.goto(f"{address}/{PAGE}", wait_until="load")
-        yield tab
 
 
 def said(tab):
