@@ -431,16 +431,27 @@ def settle(
     zero = np.zeros(1, out.dtype)
     grid = grid_for(1.0)  # of a cluster; those of its neighbours are often the same
     furthest = -np.inf
+    some_heavy = len(buckets.mass) > 0
     begin, first, n = 0, 0, 0
     while first < len(x):
         if n < number and clusters.begin[n] == begin:
             end, n = clusters.end[n], n + 1
-            behind = item_at(end - begin, items, first, buckets)
-            greatest = top_of(items[behind - 1], x[behind - 1], buckets)
+            if some_heavy:
+                behind = item_at(end - begin, items, first, buckets)
+                greatest = top_of(items[behind - 1], x[behind - 1], buckets)
+            else:  # a call that passes the buckets takes as long as ten of the weights
+                behind = first + end - begin
+                greatest = np.float64(x[behind - 1])
             largest = max(abs(np.float64(x[first])), abs(greatest))
             if not 0.5 * grid.ceiling <= largest < grid.ceiling:
                 grid = grid_for(largest)
-            start = mean_of_items(x, items, first, behind, end - begin, buckets, grid)
+            if some_heavy:
+                high, low = sum_of_items(x, items, first, behind, buckets, grid)
+            else:
+                high, low = sum_of_weights(x, first, behind, grid)
+            whole, remainder = divide(high, low, end - begin)
+            mean = whole + remainder / (end - begin)
+            start = mean * 2.0**-LIMB / grid.grow / grid.more
         else:
             end, behind = begin + 1, first + 1
             start = np.float64(x[first])
@@ -470,8 +481,6 @@ def shrunk(position: float, start: float, strengths: Strengths) -> Any:
 @compiled
 def item_at(mass: int, items: Array, first: int, buckets: Buckets) -> Any:
     """Return the item before which the items from first on have this mass."""
-    if len(buckets.mass) == 0:
-        return first + mass
     while mass > 0:
         heavy = items[first] & HEAVY
         mass -= buckets.mass[np.int64(items[first] & np.uint64(0xFFFF))] if heavy else 1
@@ -480,17 +489,26 @@ def item_at(mass: int, items: Array, first: int, buckets: Buckets) -> Any:
 
 
 @compiled
-def mean_of_items(
-    x: Array, items: Array, first: int, behind: int, size: int, buckets: Buckets, grid: Grid
+def sum_of_weights(x: Array, first: int, behind: int, grid: Grid) -> Any:
+    """Return the exact sum of sorted weights on the grid."""
+    high, low = 0, 0
+    for k in range(first, behind):
+        more_high, more_low, _ = limbs_of(np.float64(x[k]), grid.grow, grid.more)
+        high, low = high + more_high, low + more_low
+    return high, low
+
+
+@compiled
+def sum_of_items(
+    x: Array, items: Array, first: int, behind: int, buckets: Buckets, grid: Grid
 ) -> Any:
-    """Return the mean of the weights of these items, summed exactly on the grid."""
+    """Return the exact sum of the weights of these items on the grid."""
     high, low = 0, 0
     for k in range(first, behind):
         if items[k] & HEAVY:
             bucket = np.int64(items[k] & np.uint64(0xFFFF))
-            item_high, item_low, _ = sum_of_bucket(bucket, buckets, grid.grow, grid.more)
+            more_high, more_low, _ = sum_of_bucket(bucket, buckets, grid.grow, grid.more)
         else:
-            item_high, item_low, _ = limbs_of(np.float64(x[k]), grid.grow, grid.more)
-        high, low = high + item_high, low + item_low
-    whole, remainder = divide(high, low, size)
-    return (whole + remainder / size) * 2.0**-LIMB / grid.grow / grid.more
+            more_high, more_low, _ = limbs_of(np.float64(x[k]), grid.grow, grid.more)
+        high, low = high + more_high, low + more_low
+    return high, low
