@@ -54,7 +54,8 @@ gpu:  ## test on a GPU and record accuracy and timings there, with the machine's
 	cd book && $(PYTHON) -m experiments.accuracy --device cuda
 	cd book && $(PYTHON) -m experiments.timings --device cuda
 
-CPU_TESTS := $(addprefix tests/test_,cvxpy.py data.py accuracy.py rounds.py timings.py records.py frequency.py readme.py)
+CPU_TESTS := $(addsuffix .py,$(addprefix tests/test_,cvxpy readme records data photos accuracy timings rounds \
+	frequency learning linear_regression torus shuffled cifar retraining over_time))
 
 clean:  ## remove the built book and the caches (the environment stays)
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
