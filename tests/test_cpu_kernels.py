@@ -132,8 +132,22 @@ def test_weights_that_agree_in_their_leading_bits(way: str) -> None:
 
 def test_too_coarse_a_grid_is_noticed() -> None:
     w = torch.tensor([1e-30, 2e-30, 1e30])
-    assert cpu.prox_rows(w, 0.0, 0.0, 0.0) is None
-    assert torch.equal(wsr.prox(w, 0.0), w)  # found by the composed path
+    assert cpu.prox_rows(w, 1e-40, 0.0, 0.0) is None
+    assert torch.equal(wsr.prox(w, 1e-40), w)  # found by the composed path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("l1", "rho"), [(0.0, 0.0), (1e-3, 0.0), (1e-3, 0.3), (1e-3, 0.9)])
+def test_without_sharing_no_grid_is_needed(dtype: torch.dtype, l1: float, rho: float) -> None:
+    w = torch.cat([randn(500), 1e-25 * randn(500, seed=1), torch.zeros(9), -torch.zeros(9)])
+    w = w.to(dtype)
+    assert cpu.prox_rows(w, 1e-30, l1, rho) is None
+    moved = cpu.prox_rows(w, 0.0, l1, rho)
+    assert moved is not None
+    kept = torch.where(w.double().abs() < l1, 0.0, w.double() - (1 - rho) * l1 * w.double().sign())
+    torch.testing.assert_close(moved, kept.to(dtype))
+    if dtype == torch.float32 or l1 == 0:
+        assert torch.equal(bits(moved), bits(composed(w, 0.0, l1, rho)))
 
 
 @each_way

@@ -36,6 +36,7 @@ from wsr.kernels.cpu_loops import (
     pack,
     pack_counted,
     read,
+    shrink,
 )
 
 Array = NDArray[Any]
@@ -74,6 +75,9 @@ def prox_rows(rows: Tensor, lambd: float | Tensor, l1: float | Tensor, rho: floa
         return torch.full_like(rows, torch.nan)
     w = rows.detach().resolve_neg().view(-1, d)
     u = torch.empty_like(w)
+    if rows.element_size() > 2 and strengths.lambd == 0:
+        shrink(w.numpy(), strengths, u.numpy())
+        return u.view(rows.shape)
     if rows.element_size() > 2 and d < SAMPLED_FROM:
         fits = _by_sorting(w.numpy(), u.numpy(), strengths)
     else:

@@ -468,6 +468,21 @@ def settle(
 
 
 @compiled
+def shrink(w: Array, strengths: Strengths, out: Array) -> None:
+    """Write the prox of each row of w for lambd = 0 to out: every weight for itself."""
+    zero = np.zeros(1, out.dtype)
+    for row in range(len(w)):
+        finite = True
+        for k in range(w.shape[1]):
+            x = np.float64(w[row, k])
+            finite = finite and math.isfinite(x)
+            out[row, k] = shrunk(x, x, strengths)
+            out[row, k] += zero[0]
+        if not finite:
+            out[row] = np.nan
+
+
+@compiled
 def shrunk(position: float, start: float, strengths: Strengths) -> Any:
     """Return the value of a cluster: less l1, and less of its displacement the larger rho is."""
     if abs(position) < strengths.l1:
