@@ -51,7 +51,8 @@ def tie(module: nn.Module, name: str) -> None:
     step of plain SGD therefore moves it by m times the mean of their gradients; under the prox, a
     cluster that stays tied moves by the mean.  Large clusters then ask for a learning rate that is
     smaller in proportion.  Adam divides by the size of the gradient and moves all values alike.  To
-    train by means, divide by m in a hook, as in the example.
+    train by means, divide by m in a hook, as in the example: this is projected descent, as the
+    chapter *Retraining and compressing* proves.
 
     *Saving.*  ``state_dict`` holds codebook and labels (int64).  Loading gives both to a module in
     which the parameter is tied, whatever its pattern was; if it is tied on one side only, torch
