@@ -60,7 +60,7 @@ def proximal(optimizer: Optimizer) -> "ProximalHandle":
 
     Copies and pickles of an optimizer are not proximal: call ``proximal`` on them again.
     ``load_state_dict`` replaces the groups: the keys come from the checkpoint.  Derived in the
-    chapter *A first look at training*; Shakerinava et al. (2024), arXiv 2311.03096.
+    chapter *Training with the prox*; Shakerinava et al. (2024), arXiv 2311.03096.
 
     Examples
     --------
