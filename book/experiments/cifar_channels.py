@@ -1,0 +1,66 @@
+"""How many kernels make a convolution worth finding?  S-FC and S-Conv of growing size, on CIFAR-10.
+
+``python -m experiments.cifar_channels``, run in ``book/``, writes ``results/cifar_channels.json``.
+Both networks of :mod:`experiments.cifar` learn plainly, with the learning rate and the momentum
+that its record has chosen, and with 1 to 8 channels.  Accuracies are shares of validation photos:
+test photos are not used.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from experiments import cifar
+from experiments.learning import accuracy
+from experiments.photos import load_photos, photos_or_digits
+from experiments.records import Record, parser
+
+METHODS = ("plain", "conv")
+
+
+class Settings(NamedTuple):
+    """Everything that fixes the run."""
+
+    ch: Sequence[int] = (1, 2, 4, 8)
+    epochs: int = 6
+    seeds: Sequence[int] = (1, 2, 3)
+    lr: float = 0.1
+    momentum: float = 0.9
+    batch: int = 512
+    held_out: int = 5000
+    every: int = 1  # one photo in so many
+
+
+QUICK = Settings(ch=(1,), epochs=1, seeds=(1,), batch=100, held_out=200, every=50)
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run what the command line asks for and return the path of the record."""
+    options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args(arguments)
+    s = QUICK if options.quick else Settings()
+    photos = photos_or_digits(s.every) if options.quick else load_photos()
+    task = cifar.prepare(photos, s.held_out)
+    record = Record(
+        "cifar_channels",
+        {"data": photos.name, "train": len(task.data.train.y), **s._asdict()},
+        options.results,
+        packages=("pillow",),
+        command="python -m experiments.cifar_channels" + " --quick" * options.quick,
+    )
+    runs = [(ch, method, seed) for ch in s.ch for method in METHODS for seed in s.seeds]
+    for ch, method, seed in tqdm(runs, unit="run"):
+        if not record.has(ch=ch, method=method, seed=seed):
+            size = cifar.Settings(ch=ch, batch=s.batch)
+            key = {"method": method, "lr": s.lr, "momentum": s.momentum, "seed": seed}
+            net = cifar.fit(size, task, key, s.epochs)
+            found = accuracy(net, task.data.valid)
+            weights = sum(p.numel() for p in net.weights())
+            record.add(ch=ch, method=method, seed=seed, weights=weights, accuracy=found)
+    return record.finish()
+
+
+if __name__ == "__main__":
+    main()
