@@ -23,6 +23,11 @@ def torus(monkeypatch):
     return module
 
 
+@pytest.fixture
+def search(torus):
+    return importlib.import_module("experiments.torus_search")
+
+
 def trained(torus, kind, way, steps=6, seed=0):
     _, parts = torus.torus_digits(0.2, 100)
     torch.manual_seed(seed)
@@ -310,3 +315,30 @@ def test_quick_run(torus, tmp_path):
     assert torus.main(["--quick", "--results", str(tmp_path / "again")]).read_text() != ""
     again = json.loads((tmp_path / "again" / "torus.json").read_text())
     assert again["rows"] == json.loads(text)["rows"]
+
+
+def test_strengths_settle_and_grow(search):
+    settings = search.Settings()
+    constant, growing = search.Variant("", steps=100), search.Variant("", steps=100, grows=True)
+    lambd, rho = zip(*(search.strengths(settings, constant, t) for t in range(100)), strict=True)
+    assert set(lambd) == {0.01}
+    assert rho[0] == pytest.approx(0.9)
+    assert rho[50] == pytest.approx(0.95)
+    assert sorted(rho) == list(rho)
+    lambd, again = zip(*(search.strengths(settings, growing, t) for t in range(100)), strict=True)
+    assert again == rho
+    assert lambd[49] == pytest.approx(0.01)
+    assert lambd[-1] == pytest.approx(0.02)
+
+
+def test_quick_search(search, tmp_path):
+    path = search.main(["--quick", "--results", str(tmp_path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["variant"], row["penalized"]) for row in rows] == [
+        ("as it is", False),
+        ("as it is", True),
+        ("growing", True),
+    ]
+    plain, shared, growing = (row["layers"][1] for row in rows)
+    assert shared["penalty"] < plain["penalty"]
+    assert growing["zeros"] > 0 == plain["zeros"]
