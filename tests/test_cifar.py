@@ -1,24 +1,20 @@
 """Filters on CIFAR-10: what is measured of them, on filters that are known, and a small run."""
 
-import importlib
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
 
-
-def module(monkeypatch, name):
-    monkeypatch.syspath_prepend(BOOK)
-    return importlib.import_module(f"experiments.{name}")
+@pytest.fixture
+def cifar(experiment):
+    return experiment("cifar")
 
 
 @pytest.fixture
-def cifar(monkeypatch):
-    return module(monkeypatch, "cifar")
+def records(experiment):
+    return experiment("records")
 
 
 def noise(*shape, seed=0):
@@ -184,8 +180,7 @@ def test_photos_are_standardized_by_those_to_learn_from(cifar):
     torch.testing.assert_close(task.data.test.x, task.standardized(images[:7]))
 
 
-def test_cifar_in_small(cifar, monkeypatch, tmp_path):
-    records = module(monkeypatch, "records")
+def test_cifar_in_small(cifar, records, tmp_path):
     path = cifar.main(["--quick", "--epochs", "1", "--results", str(tmp_path)])
     assert path == tmp_path / "cifar.json"
     record = records.load("cifar", tmp_path)
@@ -216,10 +211,8 @@ def test_cifar_in_small(cifar, monkeypatch, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"cifar.json", "cifar_filters.npz"}
 
 
-def test_channels_in_small(monkeypatch, tmp_path):
-    channels = module(monkeypatch, "cifar_channels")
-    records = module(monkeypatch, "records")
-    channels.main(["--quick", "--results", str(tmp_path)])
+def test_channels_in_small(experiment, records, tmp_path):
+    experiment("cifar_channels").main(["--quick", "--results", str(tmp_path)])
     record = records.load("cifar_channels", tmp_path)
     assert record["command"] == "python -m experiments.cifar_channels --quick"
     rows = {row["method"]: row for row in record["rows"]}
@@ -230,10 +223,8 @@ def test_channels_in_small(monkeypatch, tmp_path):
     assert all(0 <= row["accuracy"] <= 1 for row in rows.values())
 
 
-def test_many_channels_in_small(cifar, monkeypatch, tmp_path):
-    wide = module(monkeypatch, "cifar_wide")
-    records = module(monkeypatch, "records")
-    wide.main(["--quick", "--results", str(tmp_path)])
+def test_many_channels_in_small(cifar, experiment, records, tmp_path):
+    experiment("cifar_wide").main(["--quick", "--results", str(tmp_path)])
     record = records.load("cifar_wide", tmp_path)
     assert record["command"] == "python -m experiments.cifar_wide --quick"
     (row,) = record["rows"]

@@ -1,21 +1,14 @@
 """The chapters' images: found, checked, replaced where they cannot be had; without a network."""
 
-import functools
 import gzip
 import hashlib
-import http.server
-import importlib
 import os
 import struct
-import threading
-from pathlib import Path
 
 import numpy as np
-import pooch
 import pytest
 import torch
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
 REAL_DATA = os.environ.get("WSR_DATA")
 
 
@@ -33,15 +26,10 @@ def md5(content):
 
 
 @pytest.fixture
-def data(monkeypatch, tmp_path):
-    """Return the module, with an empty cache and a mirror that nobody answers for."""
-    monkeypatch.syspath_prepend(BOOK)
-    module = importlib.import_module("experiments.data")
+def data(monkeypatch, experiment, bare_machine):
+    """Return the module, with a mirror that nobody answers for."""
+    module = experiment("data")
     monkeypatch.setattr(module, "MIRROR", "http://127.0.0.1:9/")
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    monkeypatch.delenv("WSR_DATA", raising=False)
     return module
 
 
@@ -143,24 +131,11 @@ def test_damaged_file_is_named(data, small_mnist, monkeypatch, damage):
         data.load_digits()
 
 
-def test_download_is_checked_and_kept(data, small_mnist, arrays, monkeypatch, capfd):
-    requested = []
-
-    class Mirror(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            requested.append(self.path)
-
-    handler = functools.partial(Mirror, directory=small_mnist)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setattr(data, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
-        try:
-            assert_holds(data.load_digits(), arrays)
-            assert_holds(data.load_digits(), arrays)
-        finally:
-            server.shutdown()
-            thread.join()
+def test_download_is_checked_and_kept(data, small_mnist, arrays, serve, monkeypatch, capfd):
+    address, requested = serve(small_mnist)
+    monkeypatch.setattr(data, "MIRROR", address)
+    assert_holds(data.load_digits(), arrays)
+    assert_holds(data.load_digits(), arrays)
     assert requested == [f"/{file.name}" for file in data.MNIST]
     assert capfd.readouterr().err == ""
 
@@ -189,7 +164,7 @@ def assert_are_digits(digits):
         assert labels.unique().tolist() == list(range(10))
 
 
-@pytest.mark.skipif(REAL_DATA is None, reason="WSR_DATA does not name a folder with MNIST")
+@pytest.mark.skipif(not REAL_DATA, reason="WSR_DATA does not name a folder with MNIST")
 def test_mnist_is_whole(data, monkeypatch):
     monkeypatch.setenv("WSR_DATA", REAL_DATA)
     digits = data.load_digits()

@@ -1,37 +1,26 @@
 """The chapters' photos: found, checked, replaced by digits; small made-up files, no network."""
 
-import functools
 import hashlib
-import http.server
-import importlib
 import io
 import math
 import os
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
-import pooch
 import pytest
 import torch
 from PIL import Image
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
 REAL_DATA = Path(os.environ.get("WSR_DATA", "nowhere")).resolve()
 
 
 @pytest.fixture
-def photos(monkeypatch, tmp_path):
-    """Return the module, with an empty cache and an address that nobody answers for."""
-    monkeypatch.syspath_prepend(BOOK)
-    module = importlib.import_module("experiments.photos")
+def photos(monkeypatch, experiment, bare_machine):
+    """Return the module, with an address that nobody answers for."""
+    module = experiment("photos")
     monkeypatch.setattr(module, "ADDRESS", "http://127.0.0.1:9/")
     monkeypatch.setattr(module, "FEWEST", 2)
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    monkeypatch.delenv("WSR_DATA", raising=False)
     return module
 
 
@@ -214,25 +203,12 @@ def test_a_damaged_archive_is_named(photos, archive, folder, monkeypatch):
         photos.load_photos()
 
 
-def test_a_download_is_checked_and_kept(photos, archive, folder, monkeypatch, capfd):
-    requested = []
-
-    class Mirror(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            requested.append(self.path)
-
-    handler = functools.partial(Mirror, directory=folder / "cifar10")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setattr(photos, "ADDRESS", f"http://127.0.0.1:{server.server_port}/")
-        try:
-            assert_holds(photos.load_photos(), archive)
-            assert_holds(photos.load_photos(), archive)
-            assert_holds(photos.photos_or_digits(), archive)  # it is at hand now
-        finally:
-            server.shutdown()
-            thread.join()
+def test_a_download_is_checked_and_kept(photos, archive, folder, serve, monkeypatch, capfd):
+    address, requested = serve(folder / "cifar10")
+    monkeypatch.setattr(photos, "ADDRESS", address)
+    assert_holds(photos.load_photos(), archive)
+    assert_holds(photos.load_photos(), archive)
+    assert_holds(photos.photos_or_digits(), archive)  # it is at hand now
     assert requested == [f"/{photos.ARCHIVE}"]
     assert capfd.readouterr().err == ""
 
@@ -242,8 +218,8 @@ def test_offline_the_message_says_what_to_do(photos):
         photos.load_photos()
 
 
-def test_digits_stand_in_for_photos_without_a_download(photos, monkeypatch, capfd):
-    data = importlib.import_module("experiments.data")
+def test_digits_stand_in_for_photos_without_a_download(photos, experiment, monkeypatch, capfd):
+    data = experiment("data")
     images = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
     images[:, 0, 0] = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
     digits = data.Digits("digits", images, torch.arange(5), images[:3], torch.arange(3))

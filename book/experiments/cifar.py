@@ -315,6 +315,35 @@ def choose(rows: Sequence[Row], method: str, tolerance: float) -> Row:
     return min(good, key=lambda row: row["distinct"])
 
 
+def begin(
+    name: str, settings: Row, options: argparse.Namespace, words: Sequence[str] = ()
+) -> tuple[Task, Record]:
+    """Return what an experiment on photos learns from, and its record, with these settings.
+
+    Parameters
+    ----------
+    name : str
+        The experiment, as in ``python -m experiments.NAME``.
+    settings : dict
+        Everything that fixes the run, "every" and "held_out" among it.
+    options : argparse.Namespace
+        The command line, "quick" and "results" among it.  A quick run takes one photo in "every",
+        or digits if no photos are on this machine.
+    words : sequence of str, optional
+        The arguments of the command line, besides --quick, that the settings come from.
+    """
+    photos = photos_or_digits(settings["every"]) if options.quick else load_photos()
+    task = prepare(photos, settings["held_out"])
+    record = Record(
+        name,
+        {"data": photos.name, "train": len(task.data.train.y), **settings},
+        options.results,
+        packages=("pillow",),
+        command=" ".join([f"python -m experiments.{name}", *["--quick"] * options.quick, *words]),
+    )
+    return task, record
+
+
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run what the command line asks for and return the path of the record."""
     command_line = parser(__doc__.splitlines()[0])
@@ -323,16 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     options: argparse.Namespace = command_line.parse_args(arguments)
     chosen = {key: getattr(options, key) for key in ("ch", "epochs") if getattr(options, key)}
     s = (QUICK if options.quick else Settings())._replace(**chosen)
-    words = ["--quick"] * options.quick + [f"--{key} {value}" for key, value in chosen.items()]
-    photos = photos_or_digits(s.every) if options.quick else load_photos()
-    task = prepare(photos, s.held_out)
-    record = Record(
-        "cifar",
-        {"data": photos.name, "train": len(task.data.train.y), **s._asdict()},
-        options.results,
-        packages=("pillow",),
-        command=" ".join(["python -m experiments.cifar", *words]),
-    )
+    words = [f"--{key} {value}" for key, value in chosen.items()]
+    task, record = begin("cifar", s._asdict(), options, words)
     filters = options.results / "cifar_filters.npz"
     with tqdm(total=_runs(s), unit="run") as bar:
         _choices(s, task, record, bar)

@@ -6,7 +6,6 @@ that its record has chosen, and with 1 to 8 channels.  Accuracies are shares of 
 test photos are not used.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,7 @@ from tqdm import tqdm
 
 from experiments import cifar
 from experiments.learning import accuracy
-from experiments.photos import load_photos, photos_or_digits
-from experiments.records import Record, parser
+from experiments.records import parser
 
 METHODS = ("plain", "conv")
 
@@ -39,17 +37,9 @@ QUICK = Settings(ch=(1,), epochs=1, seeds=(1,), batch=100, held_out=200, every=5
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run what the command line asks for and return the path of the record."""
-    options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args(arguments)
+    options = parser(__doc__.splitlines()[0]).parse_args(arguments)
     s = QUICK if options.quick else Settings()
-    photos = photos_or_digits(s.every) if options.quick else load_photos()
-    task = cifar.prepare(photos, s.held_out)
-    record = Record(
-        "cifar_channels",
-        {"data": photos.name, "train": len(task.data.train.y), **s._asdict()},
-        options.results,
-        packages=("pillow",),
-        command="python -m experiments.cifar_channels" + " --quick" * options.quick,
-    )
+    task, record = cifar.begin("cifar_channels", s._asdict(), options)
     runs = [(ch, method, seed) for ch in s.ch for method in METHODS for seed in s.seeds]
     for ch, method, seed in tqdm(runs, unit="run"):
         if not record.has(ch=ch, method=method, seed=seed):

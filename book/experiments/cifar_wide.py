@@ -6,7 +6,6 @@
 one channel.  Accuracies are shares of validation photos: test photos are not used.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,7 @@ from tqdm import tqdm
 
 from experiments import cifar
 from experiments.learning import accuracy, shared
-from experiments.photos import load_photos, photos_or_digits
-from experiments.records import Record, parser
+from experiments.records import parser
 
 
 class Settings(NamedTuple):
@@ -41,17 +39,9 @@ QUICK = Settings(ch=1, epochs=1, seeds=(1,), batch=100, held_out=200, every=50, 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run what the command line asks for and return the path of the record."""
-    options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args(arguments)
+    options = parser(__doc__.splitlines()[0]).parse_args(arguments)
     s = QUICK if options.quick else Settings()
-    photos = photos_or_digits(s.every) if options.quick else load_photos()
-    task = cifar.prepare(photos, s.held_out)
-    record = Record(
-        "cifar_wide",
-        {"data": photos.name, "train": len(task.data.train.y), **s._asdict()},
-        options.results,
-        packages=("pillow",),
-        command="python -m experiments.cifar_wide" + " --quick" * options.quick,
-    )
+    task, record = cifar.begin("cifar_wide", s._asdict(), options)
     key = {name: getattr(s, name) for name in ("lr", "momentum", "lambd", "l1", "rho")}
     for seed in tqdm(s.seeds, unit="run"):
         if not record.has(seed=seed):

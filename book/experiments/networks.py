@@ -4,6 +4,7 @@ Each fully connected network has the layer sizes of the convolutional one beside
 represent every function of that one: a convolution is a fully connected layer with shared weights.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -13,12 +14,12 @@ from torch.nn.functional import pad
 DROPOUT = 0.4
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that tells which of its weights might be shared."""
 
+    @abstractmethod
     def weights(self) -> list[nn.Parameter]:
         """Return them, a tensor for each layer."""
-        raise NotImplementedError
 
 
 class _TorusNetwork(Network):
