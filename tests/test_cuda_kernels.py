@@ -31,7 +31,7 @@ if not torch.cuda.is_available() and __name__ != "__main__":
 import triton
 import triton.language as tl
 
-from wsr.kernels import cuda
+from wsr.kernels import cuda, cuda_grid
 
 MARGIN = 64
 POISON = {  # floats that spread, sums that are far off, indices that are wrong but within reach
@@ -159,8 +159,8 @@ def compare(a, b, left, right, crossed, weighed, N: tl.constexpr):
         tl.load(right + k), tl.load(right + N + k), tl.load(right + 2 * N + k),
         tl.load(right + 3 * N + k),
     )  # fmt: skip
-    tl.store(crossed + k, cuda._not_less(a, b).to(tl.int8))
-    balance = cuda._not_positive(cuda._excess(left, a), cuda._excess(right, b))
+    tl.store(crossed + k, cuda_grid.not_less(a, b).to(tl.int8))
+    balance = cuda_grid.not_positive(cuda_grid.excess_of(left, a), cuda_grid.excess_of(right, b))
     tl.store(weighed + k, balance.to(tl.int8))
 
 
@@ -506,12 +506,12 @@ def test_everything_that_is_launched_compiles_for_sm_90() -> None:
     compiled = done.stdout.split()
 
     launched = {
-        "_span_tiles", "_running_extremes", "_resolve_tiles", "_running_sums", "_join_tiles",
-        "_sum_clusters", "_move_clusters", "_resolve_rows", "_count_values", "_look_up",
+        "span_tiles", "running_extremes", "resolve_tiles", "running_sums", "join_tiles",
+        "sum_clusters", "move_clusters", "resolve_rows", "count_values", "look_up",
     }  # fmt: skip
 
     assert set(compiled) == launched
-    assert compiled.count("_resolve_rows") == len(DTYPES)
+    assert compiled.count("resolve_rows") == len(DTYPES)
 
 
 if __name__ == "__main__":
