@@ -298,7 +298,7 @@ def test_strengths_may_be_tensors(prox_rows: Callable[..., Tensor], device: torc
     assert torch.equal(prox_rows(randn(9), lambd, l1), expected)
 
 
-# Values with masses
+# Particles with masses: weights, and buckets of them
 
 
 def test_masses_stand_for_equal_weights(
@@ -319,19 +319,25 @@ def test_masses_stand_for_equal_weights(
         arguments.append((torch.nn.functional.pad(ranks, (0, room - len(x)), value=7), len(x)))
         whole = composed(x.repeat_interleave(counts), 8.0)
         expected.append(whole[ranks[:-1]])
-    order = torch.stack([torch.randperm(room, generator=generator) for _ in rows])
+    # Every third stands for one weight, the others for the weights of a bucket.
+    items = torch.stack([torch.randperm(room, generator=generator) for _ in rows])
     for row, (_, n) in enumerate(arguments):
-        order[row, :n] = torch.randperm(n, generator=generator)
-    result = torch.full((len(rows), room), -7.0, device=device)
+        items[row, :n] = torch.randperm(n, generator=generator)
+    buckets = torch.arange(room) % 3 > 0
+    items = torch.where(buckets, -1 - items, items)
+    result = torch.full((len(rows), d), -7.0, device=device)
+    table = torch.full((len(rows), cuda.BUCKETS), -7.0, device=device)
     strengths = torch.tensor([8.0, 0.0, 0.0], dtype=torch.float64, device=device)
     sizes = torch.tensor([n for _, n in arguments], device=device)
     ranks = torch.stack([ranks for ranks, _ in arguments]).to(device)
-    x = torch.stack(rows).to(device)
-    cuda._resolve_long(x, order.to(device), result, strengths, d, ranks, sizes)
+    particles = cuda._Particles(torch.stack(rows).to(device), items.to(device), ranks, sizes)
+    cuda._resolve(particles, d, strengths, result, table)
     for row, values in enumerate(expected):
         n = len(values)
-        assert torch.equal(result[row].cpu()[order[row, :n]], values)
-        assert (result[row, n:] == -7).all()
+        in_table, item = buckets[:n], items[row, :n]
+        assert torch.equal(table[row].cpu()[-1 - item[in_table]], values[in_table])
+        assert torch.equal(result[row].cpu()[item[~in_table]], values[~in_table])
+        assert (table[row] != -7).sum() + (result[row] != -7).sum() == n
 
 
 @pytest.mark.parametrize(
@@ -348,12 +354,159 @@ def test_many_weights_of_16_bits_are_counted(
     dtype: torch.dtype,
     count: int,
 ) -> None:
-    monkeypatch.setattr(cuda, "COUNT_FROM", 2000)
+    monkeypatch.setattr(cuda, "COUNT_FROM", {2: 2000})
     rows = randn(count, 2001, dtype=dtype)
     rows[0, ::5] = 0.0
     rows[0, 1::7] = -0.0
     rows[1:2, 3] = -math.nan
     assert torch.equal(prox_rows(rows, 0.5).nan_to_num(7), composed(rows, 0.5).nan_to_num(7))
+
+
+@pytest.fixture
+def few_buckets(monkeypatch: pytest.MonkeyPatch) -> list[cuda._Particles]:
+    """Have short rows counted; return a list of the particles that come of it."""
+    sizes = {"TILE": 16, "LEVELS": 2, "CHUNK": 4, "PROBES": 2, "SORTED": 32, "PROGRAMS": 3}
+    for name, size in sizes.items():
+        monkeypatch.setattr(cuda, name, size)
+    monkeypatch.setattr(cuda, "COUNT_FROM", {4: 17, 8: 17})
+    monkeypatch.setattr(cuda, "SAMPLE", 16)
+    monkeypatch.setattr(cuda, "SHARED", 4)
+    met: list[cuda._Particles] = []
+    closed_and_sorted = cuda._closed_and_sorted
+
+    def noted(*arguments: Tensor) -> cuda._Particles:
+        met.append(closed_and_sorted(*arguments))
+        return met[-1]
+
+    monkeypatch.setattr(cuda, "_closed_and_sorted", noted)
+    return met
+
+
+def everything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(rows: Tensor, strengths: Tensor) -> Tensor:
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+
+    monkeypatch.setattr(cuda, "_much_is_shared", always)
+
+
+def partly_shared(d: int, seed: int = 0) -> Tensor:
+    """Return weights of which those around zero tie at lambd = 1, and others do not."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.rand(d, dtype=torch.float64, generator=generator).add(1) / 100
+    w[::3] = torch.randn(d, dtype=torch.float64, generator=generator)[::3] * 20
+    w[::7] = 0.0
+    w[1::7] = -0.0
+    return w
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_will_be_shared_is_not_sorted(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+) -> None:
+    everything_is_counted(monkeypatch)
+    tiny = 2.0**-140 if dtype == torch.float32 else 2.0**-1060  # no normal number is so small
+    rows = torch.stack([partly_shared(60), partly_shared(60, 1) * tiny]).to(dtype)
+    assert torch.equal(prox_rows(rows, 1.0, 0.2, 0.25), composed(rows, 1.0, 0.2, 0.25))
+    (particles,) = few_buckets
+    assert particles.sizes is not None
+    assert (particles.sizes < 50).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["one cluster", "mirrored cascade", "touching", "ties", "wide", "widely apart"]
+)
+def test_counted_rows_have_the_bits_of_the_composed_path(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    everything_is_counted(monkeypatch)
+    row = families(33)[name].float()[None]
+    assert torch.equal(prox_rows(row, 1.0), composed(row, 1.0))
+
+
+def test_no_cluster_begins_inside_a_closed_bucket(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything_is_counted(monkeypatch)
+    w = torch.cat([1 + randn(40) / 40, -3 + randn(20) / 100]).float()
+    prox_rows(w[None], 0.02)
+    prox_rows(w[None], 0.3)
+    sizes = []
+    for lambd, particles in zip((0.02, 0.3), few_buckets, strict=True):
+        assert particles.ranks is not None
+        assert particles.sizes is not None
+        sizes.append(int(particles.sizes))
+        ranks = particles.ranks[0, : sizes[-1] + 1].tolist()
+        assert ranks[-1] == len(w)
+        begins = composed(w, lambd).sort().values.diff().nonzero().flatten() + 1
+        assert {0, *begins.tolist()} <= set(ranks)
+    assert sizes[0] == len(w)  # all are open
+    assert sizes[1] < len(w) / 2
+
+
+def test_a_row_of_which_little_is_shared_is_sorted(
+    prox_rows: Callable[..., Tensor], few_buckets: list[cuda._Particles]
+) -> None:
+    rows = torch.stack([randn(60), randn(60) * 9, randn(60)]).float()
+    rows[2, 6] = math.nan  # which is in the sample
+    u = prox_rows(rows, 3.0)
+    assert torch.equal(u[:2], composed(rows[:2], 3.0))
+    assert u[2].isnan().all()
+    (particles,) = few_buckets
+    assert particles.sizes is not None
+    assert (particles.items[0, : particles.sizes[0]] < 0).any()
+    assert (particles.items[1:, :60] >= 0).all()
+
+
+def test_a_counted_row_that_is_not_finite_comes_back_nan(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything_is_counted(monkeypatch)
+    rows = randn(4, 20, dtype=torch.float32)
+    rows[0, 3], rows[1, 4], rows[2, 5] = math.inf, -math.inf, math.nan
+    u = prox_rows(rows, 0.5)
+    assert u[:3].isnan().all()
+    assert torch.equal(u[3], composed(rows[3], 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 100])
+def test_weights_in_open_buckets_are_sorted(
+    few_buckets: list[cuda._Particles], device: torch.device, d: int, dtype: torch.dtype
+) -> None:
+    rows = randn(2, d, dtype=dtype) * 10.0 ** randn(2, d, seed=1).mul(9).to(dtype)
+    rows[1, ::2] = rows[1, 0]
+    bits = rows.view(torch.int32 if dtype == torch.float32 else torch.int64).to(device)
+    rests = torch.full((2, cuda.BUCKETS), math.nan, dtype=torch.float64, device=device)
+    none = torch.zeros(2, cuda.BUCKETS, dtype=torch.int64, device=device)
+    x, items, ranks = cuda._open_ones_sorted(bits, rests, none, none)
+    assert torch.equal(x.view(dtype).cpu(), rows.sort(-1).values)
+    assert torch.equal(rows.gather(-1, items.long().cpu()), x.view(dtype).cpu())
+    assert torch.equal(items.sort(-1).values.cpu(), torch.arange(d).int().expand(2, d))
+    assert torch.equal(ranks[:, :d].cpu(), torch.arange(d).int().expand(2, d))
+
+
+def test_a_sample_tells_whether_much_is_shared(
+    few_buckets: list[cuda._Particles], device: torch.device
+) -> None:
+    w = torch.stack([randn(64), randn(64).mul(9), torch.where(torch.arange(64) % 2 == 0, 0.0, 1e3)])
+    strengths = torch.tensor([4.0, 9.0, 0.5], dtype=torch.float64, device=device)
+    assert cuda._much_is_shared(w.float().to(device), strengths).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_narrow_rows_are_resolved_in_parts(prox_rows: Callable[..., Tensor], count: int) -> None:
+    rows = randn(count, 3, dtype=torch.float32)
+    assert torch.equal(prox_rows(rows, 0.7), composed(rows, 0.7))
 
 
 # What only a GPU can show
@@ -376,7 +529,7 @@ def test_the_same_bits_on_a_gpu(device: torch.device, d: int, dtype: torch.dtype
         rows = randn(2 if d < 10**6 else 1, d, dtype=dtype)
         u = cuda.prox_rows(rows.to(device), lambd, 0.01, 0.0).cpu()
         expected = composed(rows, lambd, 0.01)
-        if dtype.itemsize == 2 and d >= cuda.COUNT_FROM:  # z is rounded once for all equal weights
+        if d >= cuda.COUNT_FROM[dtype.itemsize]:  # z is rounded once for all weights of a bucket
             torch.testing.assert_close(u, expected, rtol=torch.finfo(dtype).eps, atol=0)
         else:
             assert torch.equal(u, expected)
@@ -467,14 +620,14 @@ def compile_all() -> None:
 
     names = {
         "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
-        "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+        "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
     }  # fmt: skip
     kernels = {name: k for name, k in vars(cuda).items() if isinstance(k, triton.JITFunction)}
     launches: dict[str, tuple[str, list[object], object]] = {}
     for name in kernels:
         setattr(cuda, name, Recorder(name, launches))
     cuda.prox_rows(torch.zeros(1, cuda.TILE + 1), 0.1, 0.1, 0.1)
-    cuda.TILE, cuda.COUNT_FROM = 4, 6  # the less time it takes
+    cuda.TILE, cuda.COUNT_FROM, cuda.SAMPLE = 4, {2: 6, 4: 6, 8: 6}, 4  # the less time it takes
     for dtype in DTYPES:
         for d in (4, 5, 6):
             cuda.prox_rows(torch.zeros(2, d, dtype=dtype), 0.1, 0.1, 0.1)
@@ -507,7 +660,8 @@ def test_everything_that_is_launched_compiles_for_sm_90() -> None:
 
     launched = {
         "span_tiles", "running_extremes", "resolve_tiles", "running_sums", "join_tiles",
-        "sum_clusters", "move_clusters", "resolve_rows", "count_values", "look_up",
+        "sum_clusters", "move_clusters", "resolve_rows", "count_members", "average_members",
+        "open_buckets", "count_digits", "scatter_digits", "place_blocks", "look_up",
     }  # fmt: skip
 
     assert set(compiled) == launched

@@ -24,6 +24,20 @@ def rank_of(k, mask, ranks):
 
 
 @triton.jit
+def mass_of(k, mask, ranks):
+    """Return how many weights particle k is."""
+    return tl.where(mask, rank_of(k + 1, mask, ranks) - rank_of(k, mask, ranks), 0)
+
+
+@triton.jit
+def rest_of(k, mask, blocks):
+    """Return what the weights of a block sum to beyond x times their number; 0 of others."""
+    items, rests = blocks
+    item = tl.load(items + k, mask, 0)
+    return tl.load(rests + (-1 - item), mask & (item < 0), 0.0)
+
+
+@triton.jit
 def velocity_of(first, last, d):
     """Return the velocity for lambd = 1 of the cluster of the weights of ranks first to last."""
     return (d - first - last).to(tl.float64) / tl.maximum(d - 1, 1).to(tl.float64)
@@ -42,18 +56,27 @@ def conditions_of(x, n, strengths):
 
 
 @triton.jit
-def free_end_points(x, k, n, d, ranks, strengths):
-    """Return where the particles k of a row would stand if they passed each other.
-
-    Halved where the sum could overflow, as in wsr.particles.
-    """
-    valid, lambd, _, _ = conditions_of(x, n, strengths)
+def unit_of(x, n, d, lambd):
+    """Return 1, or 1/2 where end points could overflow, as in wsr.particles."""
     ends = tl.maximum(tl.abs(tl.load(x)), tl.abs(tl.load(x + n - 1))).to(tl.float64)
     fastest = tl.where(d > 1, lambd, 0.0)
-    unit = tl.where(tl.maximum(ends, fastest) > 1, 0.5, 1.0)
-    values = tl.where(valid, tl.load(x + k, k < n, 0).to(tl.float64), 0.0)
-    last = k.to(tl.int64) + 1 if ranks is None else tl.load(ranks + k + 1, k < n, 0).to(tl.int64)
-    shift = lambd * velocity_of(rank_of(k, k < n, ranks), last, d)
+    return tl.where(tl.maximum(ends, fastest) > 1, 0.5, 1.0)
+
+
+@triton.jit
+def free_end_points(x, k, n, d, ranks, blocks, strengths):
+    """Return where the particles k of a row would stand if they passed each other, in units.
+
+    Of a block it is the mean.
+    """
+    valid, lambd, _, _ = conditions_of(x, n, strengths)
+    unit = unit_of(x, n, d, lambd)
+    values = tl.load(x + k, k < n, 0).to(tl.float64)
+    if blocks is not None:
+        mass = tl.maximum(mass_of(k, k < n, ranks), 1)
+        values += rest_of(k, k < n, blocks) / mass.to(tl.float64)
+    values = tl.where(valid, values, 0.0)
+    shift = lambd * velocity_of(rank_of(k, k < n, ranks), rank_of(k + 1, k < n, ranks), d)
     return values * unit + shift * unit
 
 
@@ -90,7 +113,7 @@ def sum_before(k, mask, sums, ranks, T: tl.constexpr):
 
 
 @triton.jit
-def _between(begin, end):
+def sum_between(begin, end):
     """Return the sum between two places in three limbs, two of them not negative, and the mass."""
     high, low = normalized(end[0] - begin[0], end[1] - begin[1])
     return high >> LIMB, high & MASK, low, end[2] - begin[2]
@@ -119,8 +142,8 @@ def bridges(
     high_a, _ = cluster_of(middle - 1, inside, link, tiles, T)
     _, low_b = cluster_of(middle, inside, link, tiles, T)
     at_middle = sum_before(middle, inside, sums, ranks, T)
-    border_a = _between(sum_before(high_a, inside, sums, ranks, T), at_middle)
-    border_b = _between(at_middle, sum_before(low_b, inside, sums, ranks, T))
+    border_a = sum_between(sum_before(high_a, inside, sums, ranks, T), at_middle)
+    border_b = sum_between(at_middle, sum_before(low_b, inside, sums, ranks, T))
     meet = inside & not_less(border_a, border_b)
     # Undecided are the particles low_a <= k < high_a on the left and low_b <= k < high_b on the
     # right: none if the two clusters at the border do not meet.
@@ -139,9 +162,9 @@ def bridges(
         first_b, last_b = cluster_of(probe_b, mask, link, tiles, T)
         at_first = sum_before(first_a, mask, sums, ranks, T)
         at_last = sum_before(last_b, mask, sums, ranks, T)
-        a = _between(at_first, sum_before(last_a, mask, sums, ranks, T))
-        b = _between(sum_before(first_b, mask, sums, ranks, T), at_last)
-        left, right = _between(at_first, at_middle), _between(at_middle, at_last)
+        a = sum_between(at_first, sum_before(last_a, mask, sums, ranks, T))
+        b = sum_between(sum_before(first_b, mask, sums, ranks, T), at_last)
+        left, right = sum_between(at_first, at_middle), sum_between(at_middle, at_last)
         # Once a side is decided, a probe is held against the mean that it would have with it.
         joint = _together(left, right)
         crossed = not_less(either(open_a, a, joint), either(open_b, b, joint))

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 LIMB: tl.constexpr = tl.constexpr(31)
+BUCKETS: tl.constexpr = tl.constexpr(2**16)  # what the leading bits of a weight tell apart
 MASK: tl.constexpr = tl.constexpr(2**31 - 1)
 
 

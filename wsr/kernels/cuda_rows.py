@@ -37,18 +37,18 @@ def resolve_rows(
     if SORT:
         _sort_row(rows, x, order, n, T)
         tl.debug_barrier()
-    span_tiles(x, greatest, least, strengths, None, None, n, d, 1, T)
+    span_tiles(x, greatest, least, strengths, None, None, None, None, n, d, 1, T)
     tl.debug_barrier()
     resolve_tiles(
         x, high, low, tile_high, tile_low, link, lo, hi, apart, last_apart, next_apart, greatest,
-        least, strengths, None, None, n, d, 1, T, LEVELS,
+        least, strengths, None, None, None, None, n, d, 1, T, LEVELS,
     )  # fmt: skip
     sum_clusters(
         x, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart, last_apart,
-        next_apart, strengths, None, None, n, 1, T,
+        next_apart, strengths, None, None, None, None, n, 1, T,
     )  # fmt: skip
     tl.debug_barrier()
     move_clusters(
-        x, order, result, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last,
-        apart, last_apart, next_apart, furthest, strengths, None, None, n, d, 1, T, True,
+        x, result, None, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart,
+        last_apart, next_apart, furthest, strengths, None, None, order, None, n, d, 1, T, True,
     )  # fmt: skip

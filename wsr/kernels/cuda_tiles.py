@@ -11,11 +11,13 @@ from wsr.kernels.cuda_clusters import (
     cluster_of,
     conditions_of,
     free_end_points,
-    rank_of,
+    mass_of,
+    rest_of,
     sum_before,
     velocity_of,
 )
 from wsr.kernels.cuda_grid import (
+    BUCKETS,
     LIMB,
     exponent_of,
     floor_divide,
@@ -36,14 +38,23 @@ def place_of(tiles, n, sizes):
     return row, program % tiles, size
 
 
-@triton.jit(do_not_specialize=["n", "d", "tiles"])
-def span_tiles(x, greatest, least, strengths, ranks, sizes, n, d, tiles, T: tl.constexpr):
-    """Find the greatest and the least free end point of each tile."""
-    row, tile, size = place_of(tiles, n, sizes)
+@triton.jit
+def masses_of(row, n, ranks, items, rests):
+    """Return where a row's ranks, items and rests are; None where particles are weights."""
     if ranks is not None:
         ranks += row * (n + 1)
+    return ranks, None if rests is None else (items + row * n, rests + row * BUCKETS)
+
+
+@triton.jit(do_not_specialize=["n", "d", "tiles"])
+def span_tiles(
+    x, greatest, least, strengths, ranks, sizes, items, rests, n, d, tiles, T: tl.constexpr
+):
+    """Find the greatest and the least free end point of each tile."""
+    row, tile, size = place_of(tiles, n, sizes)
+    ranks, blocks = masses_of(row, n, ranks, items, rests)
     k = tile * T + tl.arange(0, T)
-    z = free_end_points(x + row * n, k, size, d, ranks, strengths)
+    z = free_end_points(x + row * n, k, size, d, ranks, blocks, strengths)
     tl.store(greatest + row * tiles + tile, tl.max(tl.where(k < size, z, -float("inf")), 0))
     tl.store(least + row * tiles + tile, tl.min(tl.where(k < size, z, float("inf")), 0))
 
@@ -87,13 +98,16 @@ def running_sums(tile_high, tile_low, tiles, C: tl.constexpr):
 
 
 @triton.jit
-def _store_sums(values, exponent, k, n, tile, sums, ranks):
-    """Store the running sums of the values of one tile, and their total."""
+def _store_sums(values, rests, exponent, k, n, tile, sums, ranks):
+    """Store the running sums of mass times value plus rest of one tile, and their total."""
     high, low, tile_high, tile_low = sums
     high_limb, low_limb = limbs_of(values, exponent)
     if ranks is not None:
-        mass = tl.where(k < n, rank_of(k + 1, k < n, ranks) - rank_of(k, k < n, ranks), 0)
+        mass = mass_of(k, k < n, ranks)
         high_limb, low_limb = high_limb * mass, low_limb * mass
+    if rests is not None:
+        high_rest, low_rest = limbs_of(rests, exponent)
+        high_limb, low_limb = high_limb + high_rest, low_limb + low_rest
     high_sum, low_sum = normalized(tl.cumsum(high_limb, 0), tl.cumsum(low_limb, 0))
     tl.store(high + k, high_sum, k < n)
     tl.store(low + k, low_sum.to(tl.int32), k < n)
@@ -101,21 +115,26 @@ def _store_sums(values, exponent, k, n, tile, sums, ranks):
     tl.store(tile_low + tile, tl.sum(low_limb, 0))
 
 
+@triton.jit
+def row_exponent(greatest, least, tiles):
+    """Return the exponent of the grid for all free end points of a row, from their extremes."""
+    return exponent_of(tl.maximum(tl.abs(tl.load(greatest + tiles - 1)), tl.abs(tl.load(least))))
+
+
 @triton.jit(do_not_specialize=["n", "d", "tiles"])
 def resolve_tiles(
     x, high, low, tile_high, tile_low, link, lo, hi, apart, last_apart, next_apart, greatest, least,
-    strengths, ranks, sizes, n, d, tiles, T: tl.constexpr, LEVELS: tl.constexpr,
+    strengths, ranks, sizes, items, rests, n, d, tiles, T: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Find the clusters of each tile, and the borders that no cluster may cross."""
     row, tile, size = place_of(tiles, n, sizes)
     x, link, apart = x + row * n, link + row * n, apart + row * n
-    if ranks is not None:
-        ranks += row * (n + 1)
+    ranks, blocks = masses_of(row, n, ranks, items, rests)
     start = tile * T
     k = start + tl.arange(0, T)
     here = row * tiles + tile
-    z = free_end_points(x, k, size, d, ranks, strengths)
-    before = free_end_points(x, tl.maximum(k - 1, 0), size, d, ranks, strengths)
+    z = free_end_points(x, k, size, d, ranks, blocks, strengths)
+    before = free_end_points(x, tl.maximum(k - 1, 0), size, d, ranks, blocks, strengths)
     before = tl.associative_scan(tl.where(k > 0, before, -float("inf")), 0, maximum)
     before = tl.maximum(before, tl.load(greatest + here - 1, tile > 0, -float("inf")))
     behind = tl.where(k < size, z, float("inf"))
@@ -128,11 +147,9 @@ def resolve_tiles(
     tl.store(lo + here, start.to(tl.int32))
     tl.store(hi + here, tl.minimum(start + T, size).to(tl.int32))
 
-    largest = tl.maximum(
-        tl.abs(tl.load(greatest + row * tiles + tiles - 1)), tl.abs(tl.load(least + row * tiles))
-    )
+    exponent = row_exponent(greatest + row * tiles, least + row * tiles, tiles)
     sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
-    _store_sums(tl.where(k < size, z, 0.0), exponent_of(largest), k, size, tile, sums, ranks)
+    _store_sums(tl.where(k < size, z, 0.0), None, exponent, k, size, tile, sums, ranks)
     tl.store(link + k, (tl.arange(0, T) + 1).to(tl.int16), k < size)
     tl.debug_barrier()
 
@@ -204,7 +221,7 @@ def _bridge_tiles(
 
 
 @triton.jit
-def _clusters(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
+def clusters_of(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
     """Return the bounds of the clusters of a tile's particles, cut where the row is apart."""
     apart, last_apart, next_apart = cuts
     first, last = cluster_of(k, k < n, link, state, T)
@@ -219,17 +236,23 @@ def _clusters(k, n, here, tile, tiles, link, state, cuts, T: tl.constexpr):
 
 
 @triton.jit
-def _cluster_exponent(x, first, last, mask):
-    """Return the exponent of each cluster's largest weight, which stands at one of its ends."""
+def _cluster_exponent(x, first, last, mask, BLOCKS: tl.constexpr):
+    """Return the exponent of each cluster's largest weight, which stands at one of its ends.
+
+    All weights of a block have the same, or are below the least normal number.
+    """
     least = tl.load(x + first, mask, 0).to(tl.float64)
     greatest = tl.load(x + last - 1, mask, 0).to(tl.float64)
-    return exponent_of(tl.maximum(tl.abs(least), tl.abs(greatest)))
+    exponent = exponent_of(tl.maximum(tl.abs(least), tl.abs(greatest)))
+    if BLOCKS and x.dtype.element_ty == tl.float32:
+        exponent = tl.maximum(exponent, -125)
+    return exponent
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
 def sum_clusters(
     x, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart, last_apart,
-    next_apart, strengths, ranks, sizes, n, tiles, T: tl.constexpr,
+    next_apart, strengths, ranks, sizes, items, rests, n, tiles, T: tl.constexpr,
 ):  # fmt: skip
     """Replace the running sums of z by those of x, each cluster on a grid of its own."""
     row, tile, size = place_of(tiles, n, sizes)
@@ -238,20 +261,20 @@ def sum_clusters(
     cuts = apart + row * n, last_apart, next_apart
     x = x + row * n
     k = tile * T + tl.arange(0, T)
-    first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
+    first, last = clusters_of(k, size, here, tile, tiles, link + row * n, state, cuts, T)
     valid, _, _, _ = conditions_of(x, size, strengths)
     mask = k < tl.where(valid, size, 0)
     values = tl.load(x + k, mask, 0).to(tl.float64)
-    exponent = _cluster_exponent(x, first, last, mask)
+    exponent = _cluster_exponent(x, first, last, mask, rests is not None)
     sums = high + row * n, low + row * n, tile_high + row * tiles, tile_low + row * tiles
-    if ranks is not None:
-        ranks += row * (n + 1)
-    _store_sums(values, exponent, k, size, tile, sums, ranks)
+    ranks, blocks = masses_of(row, n, ranks, items, rests)
+    rest = None if blocks is None else rest_of(k, mask, blocks)
+    _store_sums(values, rest, exponent, k, size, tile, sums, ranks)
 
 
 @triton.jit
-def _motion(x, k, n, d, first, last, sums, ranks, lambd, mask, T: tl.constexpr):
-    """Return where the clusters of the particles k begin, and by how much they move."""
+def _motion(x, n, d, first, last, sums, ranks, lambd, mask, BLOCKS: tl.constexpr, T: tl.constexpr):
+    """Return where clusters begin, and by how much they move."""
     begin, end = sum_before(first, mask, sums, ranks, T), sum_before(last, mask, sums, ranks, T)
     high, low = normalized(end[0] - begin[0], end[1] - begin[1])
     mass = tl.where(mask, end[2] - begin[2], 1)
@@ -260,17 +283,17 @@ def _motion(x, k, n, d, first, last, sums, ranks, lambd, mask, T: tl.constexpr):
     digit = floor_divide(carried, mass)
     remainder = (carried - digit * mass).to(tl.float64) / mass.to(tl.float64)
     mean = ((whole << LIMB) + digit).to(tl.float64) + remainder
-    mean = times_power_of_two(mean, _cluster_exponent(x, first, last, mask) - 2 * LIMB)
+    mean = times_power_of_two(mean, _cluster_exponent(x, first, last, mask, BLOCKS) - 2 * LIMB)
     return mean, lambd * velocity_of(begin[2], end[2], d)
 
 
 @triton.jit(do_not_specialize=["n", "d", "tiles"])
 def move_clusters(
-    x, order, result, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart,
-    last_apart, next_apart, furthest, strengths, ranks, sizes, n, d, tiles, T: tl.constexpr,
-    WRITE: tl.constexpr,
+    x, result, table, high, low, tile_high, tile_low, link, lo, hi, edge_first, edge_last, apart,
+    last_apart, next_apart, furthest, strengths, ranks, sizes, items, rests, n, d, tiles,
+    T: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """Move each cluster, and write its position to all weights in it.
+    """Move each cluster, and write its position to all weights in it: those of blocks by a table.
 
     Rounding may turn the order of clusters that nearly touch, so that none may stand behind the
     ``furthest`` of all tiles before.  That is what is stored when this is not to WRITE yet.
@@ -284,10 +307,10 @@ def move_clusters(
     k = tile * T + tl.arange(0, T)
     valid, lambd, l1, rho = conditions_of(x, size, strengths)
     mask = k < tl.where(valid, size, 0)
-    first, last = _clusters(k, size, here, tile, tiles, link + row * n, state, cuts, T)
-    if ranks is not None:
-        ranks += row * (n + 1)
-    mean, shift = _motion(x, k, size, d, first, last, sums, ranks, lambd, mask, T)
+    first, last = clusters_of(k, size, here, tile, tiles, link + row * n, state, cuts, T)
+    ranks, _ = masses_of(row, n, ranks, None, None)
+    blocks: tl.constexpr = rests is not None
+    mean, shift = _motion(x, size, d, first, last, sums, ranks, lambd, mask, blocks, T)
     position = tl.where(mask, mean + shift, 0.0)
     so_far = tl.where(mask, position, -float("inf"))
     if WRITE:
@@ -301,8 +324,11 @@ def move_clusters(
         )
         moved = tl.where(tl.abs(position) < l1, 0.0, relaxed)
         moved = tl.where(valid, moved, float("nan"))
-        target = tl.load(order + row * n + k, k < size, 0)
-        tl.store(result + row * n + target, _rounded_to(moved, result), k < size)
+        moved = _rounded_to(moved, result)
+        item = tl.load(items + row * n + k, k < size, 0)
+        tl.store(result + row * d + item, moved, (k < size) & (item >= 0))
+        if table is not None:
+            tl.store(table + row * BUCKETS + (-1 - item), moved, (k < size) & (item < 0))
     else:
         tl.store(furthest + here, tl.max(so_far, 0))
 
