@@ -289,11 +289,30 @@ def test_the_ways_are_taken_and_agree(timings, monkeypatch, dtype, way, counts):
     expected = wsr.prox(w, 1.5)
     calls.clear()
     before = vars(timings.cpu).copy()
-    with timings.mock.patch.multiple(timings.cpu, **timings.AS_IT_IS | timings.WAYS[dtype][way]):
+    module, as_it_is, ways = timings.ways_on("cpu")
+    with timings.mock.patch.multiple(module, **as_it_is | ways[way]):
         u = wsr.prox(w, 1.5)
     assert len(calls) == counts
     assert torch.equal(u, expected)
     assert vars(timings.cpu) == before
+
+
+@pytest.mark.parametrize(
+    ("way", "taken"),
+    [("sort", ["sort"]), ("count", [[True]]), ("own sort", [[False]]), ("auto", ["sort"])],
+)
+def test_the_ways_on_a_gpu(timings, monkeypatch, way, taken):
+    module, as_it_is, ways = timings.ways_on("cuda")
+    found = []
+
+    def counted(rows, result, strengths):
+        found.append(module._much_is_shared(rows, strengths).tolist())
+
+    monkeypatch.setattr(module, "_resolve_counted", counted)
+    monkeypatch.setattr(module, "_resolve", lambda *a: found.append("sort"))
+    with timings.mock.patch.multiple(module, **as_it_is | ways[way]):
+        module.prox_rows(torch.zeros(1, 2000), 0.1, 0.0, 0.0)
+    assert found == taken
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

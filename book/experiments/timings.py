@@ -98,6 +98,7 @@ CUDA = {
     "sizes": (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
     "threads": (1,),
     "memory_sizes": (1_000_000, 10_000_000, 100_000_000),
+    "choice_sizes": (2**20, 2**22, 2**24),
     "channels": 64,
     "budget": 0.1,
 }
@@ -646,47 +647,72 @@ def first_call(d: int, device: str, folder: str) -> Row:
     return {name: float(f"{value:.3g}") for name, value in times}
 
 
-# On a CPU, `auto` sorts, or counts first; half of these are sent one way and half the other.
+# `auto` sorts, or counts first: all weights are sent one way, and all the other.
+THRESHOLDS = ("COUNTED_FROM", "SAMPLED_FROM")  # on a CPU
 NEVER, ALWAYS = 2**62, 0
-AS_IT_IS: Row = {
-    "COUNTED_FROM": cpu.COUNTED_FROM,
-    "SAMPLED_FROM": cpu.SAMPLED_FROM,
-    "_much_is_shared": cpu._much_is_shared,
-}
-WAYS: dict[str, dict[str, Row]] = {
-    "float32": {
-        "sort": {"SAMPLED_FROM": NEVER},
-        "count": {"SAMPLED_FROM": ALWAYS, "_much_is_shared": lambda w, lambd: True},
+
+
+def ways_on(device: str) -> tuple[ModuleType, Row, dict[str, Row]]:
+    """Return the path on a device, what it decides by, and what instead, to send all one way."""
+    if device == "cpu":
+        names = [*THRESHOLDS, "_much_is_shared"]
+        shared: Row = {"_much_is_shared": lambda w, lambd: True}
+        ways: dict[str, Row] = {
+            "sort": dict.fromkeys(THRESHOLDS, NEVER),
+            "count": dict.fromkeys(THRESHOLDS, ALWAYS) | shared,
+            "auto": {},
+        }
+        return cpu, {name: getattr(cpu, name) for name in names}, ways
+
+    from wsr.kernels import cuda  # imports Triton
+
+    def decided(wanted: bool) -> Row:
+        def much_is_shared(rows: Tensor, strengths: Tensor) -> Tensor:
+            return torch.full((len(rows),), wanted, device=rows.device)
+
+        return {"_much_is_shared": much_is_shared}
+
+    always: Row = {"COUNT_FROM": dict.fromkeys(cuda.COUNT_FROM, ALWAYS)}
+    ways = {
+        "sort": {"COUNT_FROM": dict.fromkeys(cuda.COUNT_FROM, NEVER)},
+        "count": always | decided(True),
+        "own sort": always | decided(False),  # of all weights, by the kernels for open buckets
         "auto": {},
-    },
-    "bfloat16": {
-        "sort": {"COUNTED_FROM": NEVER},
-        "count": {"COUNTED_FROM": ALWAYS},
-        "auto": {},
-    },
-}
+    }
+    names = ["COUNT_FROM", "_much_is_shared"]
+    return cuda, {name: getattr(cuda, name) for name in names}, ways
+
+
+TWO_DTYPES = ("float32", "bfloat16")
 STRENGTHS = (1e-3, 0.02, 0.024, 0.026, 0.028, 0.032, 0.04, 1.0)  # Gaussian weights, std 0.02
 
 
 def choice(settings: Settings) -> Iterator[Task]:
-    """Yield every way: for all sizes at three strengths, for the largest at all strengths."""
+    """Yield every way: at three strengths, on a CPU for the largest size at all of them."""
+    module, as_it_is, ways = ways_on(settings.device)
+
+    @functools.lru_cache(maxsize=1)
+    def problem(dtype: str, d: int, lambd: float) -> tuple[Tensor, Problem]:
+        w = draw("gaussian", d, DTYPES[dtype])[0]
+        return w, Problem.solve(w, lambd, settings.device)
 
     def measure(dtype: str, d: int, lambd: float, way: str) -> Row:
         torch.set_num_threads(1)
-        w = draw("gaussian", d, DTYPES[dtype])[0]
-        problem = Problem.solve(w, lambd)
-        row: Row = {"largest_cluster": int(problem.exact.sizes.max())}
-        with mock.patch.multiple(cpu, **AS_IT_IS | WAYS[dtype][way]):
-            row |= verdict(error(problem, wsr.prox(w, lambd)))
+        w, solved = problem(dtype, d, lambd)
+        w = w.to(settings.device)
+        row: Row = {"largest_cluster": int(solved.exact.sizes.max())}
+        with mock.patch.multiple(module, **as_it_is | ways[way]):
+            row |= verdict(error(solved, wsr.prox(w, lambd).cpu()))
             if row["status"] == "timed":
-                unit = draw("gaussian", d, torch.float32)[0].sort
-                row |= race(lambda: wsr.prox(w, lambd), unit, settings.budget / 2, "cpu")
+                unit = draw("gaussian", d, torch.float32)[0].to(settings.device).sort
+                row |= race(lambda: wsr.prox(w, lambd), unit, settings.budget / 2, settings.device)
         return row
 
     some = (STRENGTHS[0], STRENGTHS[4], STRENGTHS[-1])
-    for dtype, d, lambd in itertools.product(WAYS, settings.choice_sizes, STRENGTHS):
-        if d == settings.choice_sizes[-1] or lambd in some:
-            for way in WAYS[dtype]:
+    for dtype, d, lambd in itertools.product(TWO_DTYPES, settings.choice_sizes, STRENGTHS):
+        on_all = settings.device == "cpu" and d == settings.choice_sizes[-1]
+        if lambd in some or on_all:
+            for way in ways:
                 key = {"panel": "choice", "dtype": dtype, "d": d, "lambd": lambd, "way": way}
                 yield Task(key, functools.partial(measure, dtype, d, lambd, way))
 
@@ -739,7 +765,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.paper_code:
         methods += papers(options.paper_code)
     on_gpu = settings.device == "cuda"
-    thresholds = {name: AS_IT_IS[name] for name in ("COUNTED_FROM", "SAMPLED_FROM")}
+    module, _, _ = ways_on(settings.device)
+    thresholds: Row = {name: getattr(module, name) for name in THRESHOLDS if not on_gpu}
+    if on_gpu:
+        thresholds = {"COUNT_FROM": {str(size): n for size, n in module.COUNT_FROM.items()}}
     command = (
         "python -m experiments.timings" + " --device cuda" * on_gpu + " --quick" * options.quick
     )
@@ -766,7 +795,7 @@ def main(arguments: list[str] | None = None) -> None:
         *memory(settings, record),
         *first(settings),
         *training(settings),
-        *(choice(settings) if not on_gpu else ()),
+        *choice(settings),
     ]
     for task in (bar := tqdm(tasks, unit="row")):
         if not record.has(**task.key):
