@@ -266,7 +266,7 @@ def _much_is_shared(rows: Tensor, strengths: Tensor) -> Tensor:
     sample = rows[:, :: rows.shape[1] // SAMPLE][:, :SAMPLE].contiguous()
     moved = torch.empty_like(sample)
     alone = strengths.clone()
-    alone[1:] = 0.0
+    alone[1:].zero_()
     _resolve_short(sample, moved, alone)
     ordered = moved.sort(-1).values
     equal = (ordered[:, SHARED - 1 :] == ordered[:, : 1 - SHARED]).float()
