@@ -596,23 +596,37 @@ def test_memory(device: torch.device, dtype: torch.dtype, d: int) -> None:
 # Compiled without a GPU
 
 
+NAMES = {
+    "torch.float16": "fp16", "torch.bfloat16": "bf16", "torch.float32": "fp32",
+    "torch.float64": "fp64", "torch.bool": "i1", "torch.int8": "i8", "torch.int16": "i16",
+    "torch.int32": "i32", "torch.int64": "i64",
+}  # fmt: skip
+
+
 class Recorder:
-    """Stands in for a kernel, and notes how it is launched."""
+    """Stands in for a kernel, and notes with what kinds of arguments it is launched."""
 
     def __init__(self, name: str, launches: dict[str, tuple[str, list[object], object]]) -> None:
         self.name, self.launches = name, launches
+        self.parameters = getattr(cuda, name).params
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(size >= 1 for size in grid)
 
         def launch(*arguments: object, **options: object) -> None:
             kinds = [
-                f"*{value.dtype}".replace("torch.", "") if isinstance(value, Tensor) else value
-                for value in arguments
+                self.kind(value, parameter.is_constexpr)
+                for value, parameter in zip(arguments, self.parameters, strict=True)
             ]
             self.launches[json.dumps([self.name, kinds, options])] = (self.name, kinds, options)
 
         return launch
+
+    @staticmethod
+    def kind(value: object, constant: bool) -> object:
+        if isinstance(value, Tensor):
+            return f"*{NAMES[str(value.dtype)]}"
+        return "i32" if isinstance(value, int) and not constant else value
 
 
 def compile_all() -> None:
@@ -620,10 +634,6 @@ def compile_all() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = {
-        "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
-        "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
-    }  # fmt: skip
     kernels = {name: k for name, k in vars(cuda).items() if isinstance(k, triton.JITFunction)}
     launches: dict[str, tuple[str, list[object], object]] = {}
     for name in kernels:
@@ -639,12 +649,10 @@ def compile_all() -> None:
         constants, signature = {}, {}
         for place, (parameter, kind) in enumerate(zip(kernel.params, kinds, strict=True)):
             if isinstance(kind, str):
-                signature[parameter.name] = "*" + names[kind[1:]]
-            elif kind is None or parameter.is_constexpr:
+                signature[parameter.name] = kind
+            else:
                 signature[parameter.name] = "constexpr"
                 constants[(place,)] = kind
-            else:
-                signature[parameter.name] = "i32"
         source = ASTSource(kernel, signature, constants)
         done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert done.asm["cubin"]
