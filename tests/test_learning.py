@@ -104,6 +104,28 @@ def test_split_keeps_validation_apart_and_nests_fractions(learning):
     assert torch.equal(whole.valid.x[:, 0].long(), whole.valid.y)
 
 
+def test_cut_keeps_three_parts_apart(learning):
+    known = learning.Examples(torch.arange(100.0)[:, None], torch.arange(100))
+    nothing = known.take(slice(0))
+    whole, tenth, fewer = (learning.cut(known, *a) for a in ((20, 20), (20, 20, 0.1), (8, 20)))
+    assert sorted(torch.cat([part.y for part in whole]).tolist()) == list(range(100))
+    assert len(whole.train.y) == 60
+    assert len(tenth.train.y) == 6
+    assert set(tenth.train.y.tolist()) < set(whole.train.y.tolist())
+    for other in (tenth, fewer):
+        assert torch.equal(other.test.y, whole.test.y)
+        assert torch.equal(other.test.x[:, 0].long(), other.test.y)
+    assert torch.equal(tenth.valid.y, whole.valid.y)
+    # The validation images are those of split, which the test images never meet.
+    for held_out in (8, 20, 80):
+        valid = learning.split(known, nothing, held_out).valid.y
+        assert not set(valid.tolist()) & set(whole.test.y.tolist())
+        if held_out <= 25:
+            assert torch.equal(valid, learning.cut(known, held_out, 20).valid.y)
+    most = learning.cut(known, 90, 90)
+    assert [len(part.y) for part in most] == [50, 25, 25]
+
+
 def one_step(learning, networks, examples, how):
     """Return the weights before and after one step, and the gradient of the loss."""
     net = small(networks)

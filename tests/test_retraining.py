@@ -37,6 +37,17 @@ def shared_network(retraining):
     return net
 
 
+def test_images_are_cut_from_the_training_images(retraining, bundled):
+    s = retraining.settings(quick=True)
+    data = retraining.examples(s)
+    assert [len(part.y) for part in data] == [800, 200, 200]
+    known = retraining.load_digits().train_images[:1200].flatten(1)
+    rows = torch.cat([part.x for part in data])
+    assert sorted(rows.tolist()) == sorted(known.tolist())
+    whole = retraining.examples(s._replace(images=None, held_out=5000, tested=10_000))
+    assert [len(part.y) for part in whole] == [719, 359, 359]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 def test_kmeans_is_that_of_scikit_learn(retraining, k):
     w = torch.rand(40, 10, generator=torch.Generator().manual_seed(k), dtype=torch.float64)

@@ -42,7 +42,25 @@ def split(known: Examples, test: Examples, held_out: int, fraction: float = 1.0)
     The order is drawn once, so that all runs have the same validation set, and a smaller fraction
     is a part of a larger one.
     """
-    order = torch.randperm(len(known.y), generator=torch.Generator().manual_seed(2024))
+    return _parts(known, _order(known), held_out, fraction, test)
+
+
+def cut(known: Examples, held_out: int, tested: int, fraction: float = 1.0) -> Split:
+    """Cut validation and test set from the training set, and keep a fraction of what is left.
+
+    Of the order of :func:`split` the first are held out, as there, and the last are the test set:
+    neither depends on the fraction.  Each has a quarter of the examples at most.
+    """
+    order, quarter = _order(known), len(known.y) // 4
+    last = len(order) - min(tested, quarter)
+    return _parts(known, order[:last], min(held_out, quarter), fraction, known.take(order[last:]))
+
+
+def _order(known: Examples) -> Tensor:
+    return torch.randperm(len(known.y), generator=torch.Generator().manual_seed(2024))
+
+
+def _parts(known: Examples, order: Tensor, held_out: int, fraction: float, test: Examples) -> Split:
     valid, train = order[:held_out], order[held_out:]
     return Split(known.take(train[: round(fraction * len(train))]), known.take(valid), test)
 

@@ -78,6 +78,7 @@ class Settings(NamedTuple):
 
     images: int | None = None
     held_out: int = 5000
+    tested: int = 10_000
     hidden: int = 300
     batch: int = 128
     momentum: float = 0.9
@@ -106,6 +107,7 @@ def settings(quick: bool) -> Settings:
     return Settings(
         images=1200,
         held_out=200,
+        tested=200,
         hidden=20,
         steps=60,
         retraining=20,
@@ -121,16 +123,16 @@ def settings(quick: bool) -> Settings:
 
 
 def examples(s: Settings) -> Split:
-    """Return the digits, those of MNIST after averaging 2 x 2 pixels, a row of pixels each."""
+    """Return the digits, those of MNIST after averaging 2 x 2 pixels, a row of pixels each.
+
+    All are cut from the training images, see :func:`experiments.learning.cut`.
+    """
     digits = load_digits()
-
-    def part(images: Tensor, labels: Tensor) -> Examples:
-        if images.shape[-1] == 28:
-            images = avg_pool2d(images[:, None], 2)
-        return Examples(images.flatten(1), labels).take(slice(s.images))
-
-    known = part(digits.train_images, digits.train_labels)
-    return learning.split(known, part(digits.test_images, digits.test_labels), s.held_out)
+    images = digits.train_images
+    if images.shape[-1] == 28:
+        images = avg_pool2d(images[:, None], 2)
+    known = Examples(images.flatten(1), digits.train_labels).take(slice(s.images))
+    return learning.cut(known, s.held_out, s.tested)
 
 
 def learned(s: Settings, data: Split, how: Regularization, lr: float, seed: int) -> Dense:

@@ -25,8 +25,8 @@ from experiments.learning import (
     Schedule,
     Split,
     accuracy,
+    cut,
     shared,
-    split,
     train,
 )
 from experiments.networks import Network, TorusCNN, TorusFC, as_fully_connected
@@ -62,32 +62,41 @@ class Settings(NamedTuple):
     a: int = 4
     b: int = 8
     held_out: int = 10_000
+    tested: int = 10_000
     fractions: tuple[float, ...] = (0.02, 0.1, 1.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     choice_fraction: float = 0.1
     choice_seed: int = 100
-    steps: int = 300
-    cnn_steps: int = 1000  # a step costs less, and it learns more slowly
+    steps: int = 600
+    cnn_steps: int = 1500  # a step costs less, and it learns more slowly
     batch: int = 128
     momentum: float = 0.9
     # Learning rates and dropout of the networks without a penalty.
-    fc: tuple[tuple[float, float], ...] = ((1.0, 0.0), (2.0, 0.0), (1.0, 0.4))
-    cnn: tuple[tuple[float, float], ...] = ((0.2, 0.0), (0.2, 0.4))
-    lr: float = 1.0  # with a penalty
-    l1: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    beta_lasso: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
-    subgradient: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    fc: tuple[tuple[float, float], ...] = (
+        (2.0, 0.0),
+        (4.0, 0.0),
+        (8.0, 0.0),
+        (16.0, 0.0),
+        (4.0, 0.4),
+    )
+    cnn: tuple[tuple[float, float], ...] = ((0.2, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.4))
+    rates: tuple[float, ...] = (2.0, 4.0, 8.0)  # learning rates, each with each penalty
+    l1: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
+    beta_lasso: tuple[float, ...] = (3e-6, 1e-5, 3e-5)
+    subgradient: tuple[float, ...] = (3e-6, 1e-5, 3e-5)
     prox: tuple[Strength, ...] = (
+        Strength((3e-5, 3e-5)),
+        Strength((1e-4, 1e-4)),
         Strength((3e-4, 3e-4)),
         Strength((1e-3, 1e-3)),
-        Strength((3e-3, 3e-3)),
+        Strength((1e-3, 1e-3), rho=0.9),
+        Strength((3e-3, 3e-3), rho=0.9),
         Strength((1e-2, 1e-2), rho=0.9),
         Strength((1e-2, 1e-2), rho=0.9, dropout=0.4),
         Strength((1e-2, 1e-2), rho=0.9, settle=True),
-        Strength((1.5e-2, 5e-3), rho=0.95),
         Strength((3e-2, 1e-2), rho=0.95),
     )
-    orbits: tuple[float, ...] = (1e-2,)
+    orbits: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     noise_batches: int = 8
     pattern_steps: int = 100
 
@@ -101,6 +110,7 @@ QUICK = Settings(
     cnn_steps=12,
     fc=((0.5, 0.0),),
     cnn=((0.2, 0.0),),
+    rates=(1.0,),
     l1=(1e-3,),
     beta_lasso=(1e-4,),
     subgradient=(1e-4,),
@@ -111,15 +121,14 @@ QUICK = Settings(
 )
 
 
-def torus_digits(fraction: float, held_out: int) -> tuple[str, Split]:
+def torus_digits(fraction: float, held_out: int, tested: int) -> tuple[str, Split]:
     """Return which digits they are, and the shifted ones, flattened, in three parts.
 
-    At most a quarter of the training images is held out.
+    All are cut from the training images, see :func:`experiments.learning.cut`.
     """
     digits = shifted_digits()
     known = Examples(digits.train_images.flatten(1), digits.train_labels)
-    test = Examples(digits.test_images.flatten(1), digits.test_labels)
-    return digits.name, split(known, test, min(held_out, len(known.y) // 4), fraction)
+    return digits.name, cut(known, held_out, tested, fraction)
 
 
 def side_of(examples: Examples) -> int:
@@ -372,18 +381,21 @@ def way_of(row: Row, name: str | None = None) -> Way:
 
 
 def candidates(s: Settings) -> list[Way]:
-    """Return what is to be compared on validation images."""
+    """Return what is to be compared on validation images: each penalty at each learning rate."""
     return [
         *(Way("FC", lr, dropout=dropout) for lr, dropout in s.fc),
         *(Way("CNN", lr, dropout=dropout) for lr, dropout in s.cnn),
-        *(Way("l1", s.lr, Regularization("l1", l1=l1)) for l1 in s.l1),
-        *(Way("beta-lasso", s.lr, Regularization("beta-lasso", l1=l1)) for l1 in s.beta_lasso),
+        *(Way("l1", lr, Regularization("l1", l1=l1)) for l1, lr in product(s.l1, s.rates)),
         *(
-            Way("subgradient", s.lr, Regularization("subgradient", (lambd, lambd)))
-            for lambd in s.subgradient
+            Way("beta-lasso", lr, Regularization("beta-lasso", l1=l1))
+            for l1, lr in product(s.beta_lasso, s.rates)
         ),
-        *(prox_way(s.lr, strength) for strength in s.prox),
-        *(Way("prox, orbits", s.lr, orbits=lambd) for lambd in s.orbits),
+        *(
+            Way("subgradient", lr, Regularization("subgradient", (lambd, lambd)))
+            for lambd, lr in product(s.subgradient, s.rates)
+        ),
+        *(prox_way(lr, strength) for strength, lr in product(s.prox, s.rates)),
+        *(Way("prox, orbits", lr, orbits=lambd) for lambd, lr in product(s.orbits, s.rates)),
     ]
 
 
@@ -400,6 +412,10 @@ class Experiment:
 
     def __init__(self, s: Settings, record: Record, bar: "tqdm[Any]") -> None:
         self.s, self.record, self.bar = s, record, bar
+
+    def digits(self, fraction: float) -> Split:
+        """Return the digits, with a fraction of what is not held out and not tested."""
+        return torus_digits(fraction, self.s.held_out, self.s.tested)[1]
 
     def network(self, way: Way, side: int, seed: int) -> TorusCNN | TorusFC:
         """Return an untrained network."""
@@ -424,7 +440,7 @@ class Experiment:
 
     def choose(self, ways: Sequence[Way]) -> list[Row]:
         """Train each candidate once and return the rows of the choice."""
-        _, parts = torus_digits(self.s.choice_fraction, self.s.held_out)
+        parts = self.digits(self.s.choice_fraction)
         seed = self.s.choice_seed
         for way in ways:
             key = {"panel": "choice", **way.row()}
@@ -437,7 +453,7 @@ class Experiment:
     def test(self, ways: Sequence[Way]) -> None:
         """Train the chosen ones at every fraction, with every seed, and look at the test images."""
         for seed, fraction in product(self.s.seeds, self.s.fractions):
-            _, parts = torus_digits(fraction, self.s.held_out)
+            parts = self.digits(fraction)
             for way in ways:
                 key = {"panel": "fractions", "method": way.name, "fraction": fraction, "seed": seed}
                 if self.done(**key):
@@ -452,7 +468,7 @@ class Experiment:
 
     def keep_pattern(self, ways: Sequence[Way]) -> None:
         """Write out a trained convolution, go on training, and see what is left of its pattern."""
-        _, parts = torus_digits(self.s.choice_fraction, self.s.held_out)
+        parts = self.digits(self.s.choice_fraction)
         seed = self.s.choice_seed
         conv = next(way for way in ways if way.name == "CNN")
         cnn = self.network(conv, side_of(parts.train), seed)
@@ -507,7 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "on digits on a torus; after Figure 5 of Shakerinava et al. (2024), at reduced size."
     ).parse_args(arguments)
     s = QUICK if options.quick else Settings()
-    name, _ = torus_digits(s.choice_fraction, s.held_out)
+    name, _ = torus_digits(s.choice_fraction, s.held_out, s.tested)
     command = "python -m experiments.torus" + " --quick" * options.quick
     settings = {"data": name, **s._asdict(), "prox": [p._asdict() for p in s.prox]}
     record = Record("torus", settings, options.results, command=command)
