@@ -499,7 +499,8 @@ FULL: records.Row = {
     "folds": 4,
     "loose": 1e-6,
     "tight": 1e-10,
-    "strengths": [0.25, 0.5, 1.0, 2.0, 4.0, 5.7, 8.0, 11.3, 16.0, 22.6],
+    # From next to nothing to all tied: octaves, and half octaves from 4 on, where patterns emerge.
+    "strengths": [2.0**k for k in range(-6, 2)] + [2 ** (k / 2) for k in range(4, 17)],
     "rhos": [0.95, 1.0],
     "truths": {
         "scattered": {"layout": "scattered", "values": [0.0, 0.5, 2.0], "sizes": [40, 24, 16]},
