@@ -451,6 +451,43 @@ def test_no_cluster_begins_inside_a_closed_bucket(
     assert sizes[1] < len(w) / 2
 
 
+def test_cancelling_end_points_do_not_close_a_bucket(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The end points are 2^-9 of the weights, and the roundings of the weights decide.
+    everything_is_counted(monkeypatch)
+    w = torch.full((512,), -(2.0**-5), dtype=torch.float64)
+    w[:16], w[0] = 1 - 2.0**-5, 1 - 2.0**-53  # one bucket, which splits by a hair
+    lambd = float.fromhex("0x1.fefffffffff99p-1")
+    assert len(composed(w, lambd).unique()) == 3
+    assert torch.equal(prox_rows(w[None], lambd)[0], composed(w, lambd))
+
+
+def test_end_points_that_cancel_altogether(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything_is_counted(monkeypatch)
+    row = torch.where(torch.arange(65) < 33, -1.0, 1.03125)[None]
+    assert torch.equal(prox_rows(row, 2.0), composed(row, 2.0))
+
+
+def test_equal_weights_are_not_sorted(
+    prox_rows: Callable[..., Tensor],
+    few_buckets: list[cuda._Particles],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything_is_counted(monkeypatch)
+    row = torch.cat([torch.zeros(20), torch.full((9,), -0.0), torch.tensor([-3.0, 1.5, 1.501])])
+    assert torch.equal(prox_rows(row[None], 1e-3)[0], composed(row, 1e-3))
+    (particles,) = few_buckets
+    assert particles.sizes is not None
+    assert particles.sizes.tolist() == [5]
+
+
 def test_a_row_of_which_little_is_shared_is_sorted(
     prox_rows: Callable[..., Tensor], few_buckets: list[cuda._Particles]
 ) -> None:
@@ -643,8 +680,8 @@ class Recorder:
         return "i32" if isinstance(value, int) and not constant else value
 
 
-def compile_all() -> None:
-    """Compile for sm_90 whatever the host's part launches, and print what was compiled."""
+def compile_all(part: int, parts: int) -> None:
+    """Compile for sm_90 a part of what the host's part launches, and print what was compiled."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -653,12 +690,15 @@ def compile_all() -> None:
     for name in kernels:
         setattr(cuda, name, Recorder(name, launches))
     cuda.prox_rows(torch.zeros(1, cuda.TILE + 1), 0.1, 0.1, 0.1)
+    cuda.COUNT_FROM = {2: 0, 4: 0, 8: 0}
+    for dtype in DTYPES:
+        cuda.prox_rows(torch.zeros(1, cuda.TILE + 1, dtype=dtype), 0.1, 0.1, 0.1)
     cuda.TILE, cuda.COUNT_FROM, cuda.SAMPLE = 4, {2: 6, 4: 6, 8: 6}, 4  # the less time it takes
     for dtype in DTYPES:
         for d in (4, 5, 6):
             cuda.prox_rows(torch.zeros(2, d, dtype=dtype), 0.1, 0.1, 0.1)
     vars(cuda).update(kernels)  # they call each other
-    for name, kinds, options in launches.values():
+    for name, kinds, options in list(launches.values())[part::parts]:
         kernel = kernels[name]
         constants, signature = {}, {}
         for place, (parameter, kind) in enumerate(zip(kernel.params, kinds, strict=True)):
@@ -676,11 +716,21 @@ def compile_all() -> None:
 
 def test_everything_that_is_launched_compiles_for_sm_90() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, Path(__file__)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    compiled = done.stdout.split()
+    runs = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__), str(part), "2"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for part in range(2)
+    ]
+    compiled: list[str] = []
+    for run in runs:
+        output, errors = run.communicate()
+        assert run.returncode == 0, errors
+        compiled += output.split()
 
     launched = {
         "span_tiles", "running_extremes", "resolve_tiles", "running_sums", "join_tiles",
@@ -689,8 +739,9 @@ def test_everything_that_is_launched_compiles_for_sm_90() -> None:
     }  # fmt: skip
 
     assert set(compiled) == launched
-    assert compiled.count("resolve_rows") == len(DTYPES)
+    # Rows of every dtype; and samples of a larger tile of those of which a sample is taken.
+    assert compiled.count("resolve_rows") == len(DTYPES) + 2
 
 
 if __name__ == "__main__":
-    compile_all()
+    compile_all(int(sys.argv[1]), int(sys.argv[2]))

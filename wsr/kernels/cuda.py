@@ -250,7 +250,6 @@ def _resolve_counted(rows: Tensor, result: Tensor, strengths: Tensor) -> None:
     value = torch.empty(count, BUCKETS, dtype=bits.dtype, device=rows.device)
     rests = torch.empty(count, BUCKETS, dtype=torch.float64, device=rows.device) if wide else None
     average_members[BUCKETS // BLOCK, count](mass, high, low, value, rests, BLOCK, wide)
-    del digits, high, low  # memory is needed below
     particles = _buckets(mass, value.view(rows.dtype), rests, d)
     if rests is not None:
         _open(particles, d, strengths)
@@ -284,8 +283,8 @@ def _buckets(mass: Tensor, value: Tensor, rests: Tensor | None, d: int) -> _Part
     # The empty ones share a place behind the end.
     place, sizes = torch.where(occupied, place - 1, BUCKETS), place[:, -1].clamp(min=1)
     bucket = mass.new_zeros(len(mass), BUCKETS + 1).scatter_(-1, place, bucket)[:, :room]
-    ranks = torch.nn.functional.pad(mass.gather(-1, bucket).cumsum(-1), (1, 0))
-    return _Particles(value.gather(-1, bucket), -1 - bucket, ranks, sizes, rests)
+    ranks = torch.nn.functional.pad(mass.gather(-1, bucket).cumsum(-1), (1, 0)).int()
+    return _Particles(value.gather(-1, bucket), (-1 - bucket).int(), ranks, sizes, rests)
 
 
 def _open(buckets: _Particles, d: int, strengths: Tensor) -> None:
@@ -331,6 +330,7 @@ def _open_ones_sorted(
     counts = torch.empty(count, 256 * programs, dtype=torch.int32, device=bits.device)
     spare = [(torch.empty_like(bits), torch.empty_like(bits, dtype=torch.int32)) for _ in range(2)]
     ranks = torch.empty(count, d + 1, dtype=torch.int32, device=bits.device)
+    open_weights = d - closed_weights[:, -1]
     # The first pass takes from all weights those in open buckets.
     given: tuple[Tensor, Tensor | None] = bits, None
     among: Tensor | None = rests
@@ -344,5 +344,5 @@ def _open_ones_sorted(
         scatter_digits[everywhere](
             *given, among, totals, number, *sorted_so_far, *room, d, programs, place, SORTED
         )
-        given, among, number = sorted_so_far, None, d - closed_weights[:, -1]
+        given, among, number = sorted_so_far, None, open_weights
     return *sorted_so_far, ranks

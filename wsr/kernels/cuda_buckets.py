@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from wsr.kernels.cuda_clusters import conditions_of, sum_before, sum_between, unit_of
-from wsr.kernels.cuda_grid import BUCKETS, LIMB, times_power_of_two
+from wsr.kernels.cuda_grid import BUCKETS, LIMB, exponent_of, times_power_of_two
 from wsr.kernels.cuda_tiles import clusters_of, masses_of, place_of, row_exponent
 
 DIGIT: tl.constexpr = tl.constexpr(24)
@@ -100,12 +100,13 @@ def count_members(
     common = bucket_of(tl.load(bits))
     many, others = inside & (bucket == common), inside & (bucket != common)
     some = tl.sum(many.to(tl.int32), 0) > 0
-    _add(mass, bucket, others, 1 + 0 * place, common, many, some)
+    _add(mass, bucket, others, tl.full([T], 1, tl.int64), common, many, some)
     if PLACES:
-        high_digits += row * BUCKETS
         low_digits += row * BUCKETS
-        _add(high_digits, bucket, others, place >> DIGIT, common, many, some)
         _add(low_digits, bucket, others, place & (2**DIGIT - 1), common, many, some)
+        if given.dtype.primitive_bitwidth - 16 > DIGIT:
+            high_digits += row * BUCKETS
+            _add(high_digits, bucket, others, place >> DIGIT, common, many, some)
 
 
 @triton.jit
@@ -163,8 +164,12 @@ def open_buckets(
     at_first = sum_before(first, mask, sums, ranks, T)
     at_last = sum_before(last, mask, sums, ranks, T)
     at_k = sum_before(k, mask, sums, ranks, T)
-    exponent = LIMB - row_exponent(greatest + row * tiles, least + row * tiles, tiles)
     unit = unit_of(x, size, d, lambd)
+    # End points may be far smaller than the weights and shifts that cancel in them, and be rounded
+    # in proportion to those.  So from here on the unit is that of a grid for the latter.
+    ends = tl.maximum(tl.abs(tl.load(x)), tl.abs(tl.load(x + size - 1))).to(tl.float64)
+    exponent = exponent_of(tl.where(valid, ends, 0.0) * unit + lambd * unit) - LIMB
+    finer = row_exponent(greatest + row * tiles, least + row * tiles, tiles) - LIMB - exponent
 
     items, rests = blocks
     bucket = -1 - tl.load(items + k, mask, -1)
@@ -173,28 +178,32 @@ def open_buckets(
     last_place: tl.constexpr = 2 ** (dtype.primitive_bitwidth - 16) - 1
     lowest = _as_float(_bits_at(bucket, 0, dtype))
     highest = _as_float(_bits_at(bucket, last_place, dtype))
-    # From here on in float64, in units of 2^31 on the grid; and masses are numbers too.
-    whole, members = _as_number(sum_between(at_first, at_last))
-    before, ahead = _as_number(sum_between(at_first, at_k))
+    # In float64, in units of 2^31 on that grid; and masses are numbers too.
+    whole, members = _as_number(sum_between(at_first, at_last), finer)
+    before, ahead = _as_number(sum_between(at_first, at_k), finer)
     slope = whole / tl.maximum(members, 1.0)
     mass = tl.load(ranks + k + 1, mask, 1).to(tl.float64) - at_k[2].to(tl.float64)
-    mean = tl.load(x + k, mask, 0).to(tl.float64) + rest / tl.maximum(mass, 1.0)
+    value = tl.load(x + k, mask, 0).to(tl.float64)
+    all_equal = (rest == 0) & ((value == lowest) | (value == highest))  # to a limit: many zeros are
+    mean = value + rest / tl.maximum(mass, 1.0)
     m = mass * ((highest - mean) / (highest - lowest))
     m = tl.minimum(tl.maximum(m, 0.0), mass)
-    fastest = times_power_of_two(lambd * unit, exponent + 0 * k) / tl.maximum(d - 1, 1)
+    fastest = times_power_of_two(lambd * unit, -exponent) / tl.maximum(d - 1, 1)
     shift = fastest * m * (d - 2 * at_k[2].to(tl.float64) - m)
-    lowest = times_power_of_two(lowest * unit, exponent + 0 * k)
+    lowest = times_power_of_two(lowest * unit, -exponent)
     height = before - slope * ahead + m * lowest + shift - m * slope
-    # The numbers have up to 2^31 a weight, and each of a dozen roundings errs by 2^-53 of that.
-    closed = (mass <= 1) | (height > members * (1 / 65536))
+    # Weights, shifts and end points are below 2^31.  Their roundings, and those of this test, add
+    # up to less than 20 * 2^-53 of that a member.
+    closed = (mass <= 1) | all_equal | (height > members * (1 / 65536))
     tl.store(rests + bucket, float("nan"), mask & ~closed)
 
 
 @triton.jit
-def _as_number(part):
-    """Return sum and mass of a part of a row as float64, the sum in units of 2^31 on the grid."""
+def _as_number(part, exponent):
+    """Return the sum of a part of a row times 2^exponent, in units of 2^31, and its mass."""
     high = part[0].to(tl.float64) * 2147483648.0 + part[1].to(tl.float64)
-    return high + part[2].to(tl.float64) * (1 / 2147483648.0), part[3].to(tl.float64)
+    high += part[2].to(tl.float64) * (1 / 2147483648.0)
+    return times_power_of_two(high, exponent), part[3].to(tl.float64)
 
 
 @triton.jit(do_not_specialize=["d"])
@@ -208,7 +217,7 @@ def place_blocks(value, rests, position, rank, x, items, ranks, sizes, d, T: tl.
     place = tl.load(position + here)
     tl.store(x + row * d + place, tl.load(value + here), closed)
     tl.store(items + row * d + place, (-1 - bucket).to(items.dtype.element_ty), closed)
-    ranks += row * (d + 1)
+    ranks += row * d + row
     tl.store(ranks + place, tl.load(rank + here).to(ranks.dtype.element_ty), closed)
     tl.store(ranks + tl.load(sizes + row), d, tl.program_id(0) == 0)
 

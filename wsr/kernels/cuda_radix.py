@@ -91,6 +91,6 @@ def scatter_digits(
             bucket = row * BUCKETS + bucket_of(given)
             rank = here + tl.load(closed_weights + bucket, wanted, 0)
             here += tl.load(closed_buckets + bucket, wanted, 0)
-            tl.store(ranks + row * (n + 1) + here, rank.to(tl.int32), wanted)
+            tl.store(ranks + row * n + row + here, rank.to(tl.int32), wanted)
         tl.store(new_bits + row * n + here, given, wanted)
         tl.store(new_order + row * n + here, item, wanted)

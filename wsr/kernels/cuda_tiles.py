@@ -42,7 +42,7 @@ def place_of(tiles, n, sizes):
 def masses_of(row, n, ranks, items, rests):
     """Return where a row's ranks, items and rests are; None where particles are weights."""
     if ranks is not None:
-        ranks += row * (n + 1)
+        ranks += row * n + row
     return ranks, None if rests is None else (items + row * n, rests + row * BUCKETS)
 
 
@@ -188,7 +188,7 @@ def join_tiles(
     state = lo, hi, edge_first, edge_last
     link = link + row * n
     if ranks is not None:
-        ranks += row * (n + 1)
+        ranks += row * n + row
     for level in tl.static_range(LEVELS):
         width = reach.to(tl.int64) * (T << level)
         base = group * reach * (T << LEVELS)
