@@ -382,11 +382,17 @@ def few_buckets(monkeypatch: pytest.MonkeyPatch) -> list[cuda._Particles]:
     return met
 
 
-def everything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def all_counted(
+    few_buckets: list[cuda._Particles], monkeypatch: pytest.MonkeyPatch
+) -> list[cuda._Particles]:
+    """As few_buckets, whatever a sample says."""
+
     def always(rows: Tensor, strengths: Tensor) -> Tensor:
         return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
 
     monkeypatch.setattr(cuda, "_much_is_shared", always)
+    return few_buckets
 
 
 def partly_shared(d: int, seed: int = 0) -> Tensor:
@@ -402,15 +408,13 @@ def partly_shared(d: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_will_be_shared_is_not_sorted(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
     dtype: torch.dtype,
 ) -> None:
-    everything_is_counted(monkeypatch)
     tiny = 2.0**-140 if dtype == torch.float32 else 2.0**-1060  # no normal number is so small
     rows = torch.stack([partly_shared(60), partly_shared(60, 1) * tiny]).to(dtype)
     assert torch.equal(prox_rows(rows, 1.0, 0.2, 0.25), composed(rows, 1.0, 0.2, 0.25))
-    (particles,) = few_buckets
+    (particles,) = all_counted
     assert particles.sizes is not None
     assert (particles.sizes < 50).all()
 
@@ -420,26 +424,22 @@ def test_what_will_be_shared_is_not_sorted(
 )
 def test_counted_rows_have_the_bits_of_the_composed_path(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
     name: str,
 ) -> None:
-    everything_is_counted(monkeypatch)
     row = families(33)[name].float()[None]
     assert torch.equal(prox_rows(row, 1.0), composed(row, 1.0))
 
 
 def test_no_cluster_begins_inside_a_closed_bucket(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
 ) -> None:
-    everything_is_counted(monkeypatch)
     w = torch.cat([1 + randn(40) / 40, -3 + randn(20) / 100]).float()
     prox_rows(w[None], 0.02)
     prox_rows(w[None], 0.3)
     sizes = []
-    for lambd, particles in zip((0.02, 0.3), few_buckets, strict=True):
+    for lambd, particles in zip((0.02, 0.3), all_counted, strict=True):
         assert particles.ranks is not None
         assert particles.sizes is not None
         sizes.append(int(particles.sizes))
@@ -453,11 +453,9 @@ def test_no_cluster_begins_inside_a_closed_bucket(
 
 def test_cancelling_end_points_do_not_close_a_bucket(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
 ) -> None:
     # The end points are 2^-9 of the weights, and the roundings of the weights decide.
-    everything_is_counted(monkeypatch)
     w = torch.full((512,), -(2.0**-5), dtype=torch.float64)
     w[:16], w[0] = 1 - 2.0**-5, 1 - 2.0**-53  # one bucket, which splits by a hair
     lambd = float.fromhex("0x1.fefffffffff99p-1")
@@ -467,23 +465,19 @@ def test_cancelling_end_points_do_not_close_a_bucket(
 
 def test_end_points_that_cancel_altogether(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
 ) -> None:
-    everything_is_counted(monkeypatch)
     row = torch.where(torch.arange(65) < 33, -1.0, 1.03125)[None]
     assert torch.equal(prox_rows(row, 2.0), composed(row, 2.0))
 
 
 def test_equal_weights_are_not_sorted(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
 ) -> None:
-    everything_is_counted(monkeypatch)
     row = torch.cat([torch.zeros(20), torch.full((9,), -0.0), torch.tensor([-3.0, 1.5, 1.501])])
     assert torch.equal(prox_rows(row[None], 1e-3)[0], composed(row, 1e-3))
-    (particles,) = few_buckets
+    (particles,) = all_counted
     assert particles.sizes is not None
     assert particles.sizes.tolist() == [5]
 
@@ -504,10 +498,8 @@ def test_a_row_of_which_little_is_shared_is_sorted(
 
 def test_a_counted_row_that_is_not_finite_comes_back_nan(
     prox_rows: Callable[..., Tensor],
-    few_buckets: list[cuda._Particles],
-    monkeypatch: pytest.MonkeyPatch,
+    all_counted: list[cuda._Particles],
 ) -> None:
-    everything_is_counted(monkeypatch)
     rows = randn(4, 20, dtype=torch.float32)
     rows[0, 3], rows[1, 4], rows[2, 5] = math.inf, -math.inf, math.nan
     u = prox_rows(rows, 0.5)
