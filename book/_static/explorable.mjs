@@ -249,11 +249,14 @@ function minorantParts({ w, lambd }, found, width) {
 }
 
 /** What is to be seen, in words. */
-function describe(found) {
+export function describe(found) {
   const groups = []; // neighbours with the same value
   for (const { value, members, removed } of found) {
-    if (groups.at(-1)?.value === value) groups.at(-1).count += members.length;
-    else groups.push({ value, removed, count: members.length });
+    const last = groups.at(-1);
+    if (last?.value === value) { // one at the distance l1 from 0 ends there without being removed
+      last.count += members.length;
+      last.removed ||= removed;
+    } else groups.push({ value, removed, count: members.length });
   }
   const values = groups.map(({ value, removed, count }) =>
     `${count} at ${removed ? "0 (removed)" : number(value, 3)}`);

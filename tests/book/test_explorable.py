@@ -139,6 +139,14 @@ def test_border_cases(tab, address):
         assert torch.tensor(u, dtype=torch.float64).equal(wsr.prox(w, lambd, l1=l1, rho=rho))
 
 
+@pytest.mark.parametrize("tab", [1280], indirect=True)
+def test_removed_beside_one_at_the_border(tab, address):
+    for w in ([-0.4, 0.1, 2.0], [-0.1, 0.4, 2.0]):
+        (found,) = call(tab, address, "clusters", [(w, 0.0, 0.4, 0.0)])
+        (words,) = call(tab, address, "describe", [[found]])
+        assert "Result: 2 at 0 (removed); 1 at" in words
+
+
 def test_page_embeds_its_script_as_it_stands():
     page = (SITE / PAGE).read_text(encoding="utf-8")
     source = MODULE.read_text(encoding="utf-8")
